@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import pwd
@@ -48,7 +49,7 @@ def observe(path: str) -> Observed:
     elif stat.S_ISDIR(info.st_mode):
         kind = "directory"
     elif stat.S_ISLNK(info.st_mode):
-        kind, target = "link", os.readlink(path)
+        kind, target = "link", str(Path(path).readlink())
         leads = Path(path).is_dir()
         if leads:
             info = Path(path).stat()
@@ -73,15 +74,11 @@ def look_up_names(entries: Iterable[Desired], observed: Iterable[Observed]) -> N
         groups.setdefault(entry.group, _group(entry.group))
     for now in observed:
         if now.uid is not None and now.uid not in users.values():
-            try:
+            with contextlib.suppress(KeyError):
                 users.setdefault(pwd.getpwuid(now.uid).pw_name, now.uid)
-            except KeyError:
-                pass
         if now.gid is not None and now.gid not in groups.values():
-            try:
+            with contextlib.suppress(KeyError):
                 groups.setdefault(grp.getgrgid(now.gid).gr_name, now.gid)
-            except KeyError:
-                pass
     return Names(users, groups)
 
 
