@@ -122,11 +122,10 @@ def _cache(project: dict[str, Any], database: int) -> dict[str, Any]:
     options: dict[str, Any] = {
         "CLIENT_CLASS": "django_redis.client.DefaultClient",
         "IGNORE_EXCEPTIONS": True,
-        "LOG_IGNORED_EXCEPTIONS": True,
         "SOCKET_CONNECT_TIMEOUT": 0.5,
         "SOCKET_TIMEOUT": 1,
+        "CONNECTION_POOL_CLASS": "cluster_redis.MasterConnectionPool",
         "CONNECTION_POOL_KWARGS": {
-            "connection_class": importlib.import_module("cluster_redis").MasterConnection,
             "members": tuple((host, int(port)) for host in hosts),
             "username": _text("REDIS_USER") or None,
         },
@@ -136,7 +135,7 @@ def _cache(project: dict[str, Any], database: int) -> dict[str, Any]:
     return {
         **kept,
         "BACKEND": "django_redis.cache.RedisCache",
-        # The host in the address is a placeholder: cluster_redis.MasterConnection chooses among `members`.
+        # The host in the address is a placeholder: cluster_redis chooses among `members`.
         "LOCATION": f"redis://redis-master.invalid:{port}/{database}",
         "OPTIONS": options,
     }
