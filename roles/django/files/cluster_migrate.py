@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 import traceback
@@ -94,9 +93,9 @@ def main() -> int:
             return 1
         pending = _plan(connection)
         if pending:
-            # libpq reads PGOPTIONS at each connection, so it also holds for connections made by the migrations.
             connection.close()
-            os.environ["PGOPTIONS"] = f"{os.environ.get('PGOPTIONS', '')} -c lock_timeout={LOCK_TIMEOUT}".strip()
+            options = connection.settings_dict["OPTIONS"]
+            options["options"] = f"{options.get('options', '')} -c lock_timeout={LOCK_TIMEOUT}".strip()
             _migrate(arguments.retries)
         _say(changed=bool(pending), migrations=pending)
         return 0
