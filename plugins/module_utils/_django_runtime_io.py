@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: Contributors to Flotilla
+"""Read and change which release a node runs: links, units, the health address."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ansible_collections.flotilla.django.plugins.module_utils._django_runtime_plan import (
+    Observed,
+    UnitSeen,
+    health_problem,
+    parse_show,
+    release_of,
+)
+
+UNIT_DIRECTORY = Path("/etc/systemd/system")
+SHOWN = "Id,ActiveState,MainPID,InactiveExitTimestampMonotonic,UnitFileState,NeedDaemonReload"
+POLL_SECONDS = 0.25
+
+
+class RuntimeFailure(Exception):
+    """What was tried did not work; the message says what and the journal why."""
+
+
+def run(*command: str, check: bool = True) -> str:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if check and result.returncode:
+        raise RuntimeFailure(f"{' '.join(command)}: {(result.stderr or result.stdout).strip()}")
+    return result.stdout
+
+
+class Node:
+    """The node's links and units."""
+
+    def __init__(self, home: str, unit_glob: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._home = Path(home)
+        self._unit_glob = unit_glob
+        self._clock = clock
+
+    def observe(self, units: Sequence[str], restart_on: Sequence[str]) -> Observed:
+        seen = {}
+        shown = parse_show(run("systemctl", "show", "-p", SHOWN, *units))
+        since_boot = time.time() - time.monotonic()
+        for name in units:
+            values = shown.get(name, {})
+            microseconds = int(values.get("InactiveExitTimestampMonotonic") or 0)
+            pid = int(values.get("MainPID") or 0)
+            seen[name] = UnitSeen(
+                name=name,
+                active_state=values.get("ActiveState", "inactive"),
+                enabled=values.get("UnitFileState") == "enabled",
+                started_at=since_boot + microseconds / 1e6 if pid and microseconds else None,
+                release=self._release_of(pid),
+                need_daemon_reload=values.get("NeedDaemonReload") == "yes",
+            )
+        paths = [*restart_on, *(str(UNIT_DIRECTORY / name) for name in units)]
+        releases = self._home / "releases"
+        stray = [path.name for path in UNIT_DIRECTORY.glob(self._unit_glob)] if self._unit_glob else []
+        return Observed(
+            current=self._link("current"),
+            previous=self._link("previous"),
+            releases=frozenset(path.parent.name for path in releases.glob("*/release.json")),
+            units=seen,
+            changed_at={path: _changed_at(path) for path in paths},
+            stray_units=tuple(sorted(set(stray) - set(units))),
+        )
+
+    def _release_of(self, pid: int) -> str | None:
+        try:
+            directory = str(Path(f"/proc/{pid}/cwd").readlink()) if pid else ""
+        except OSError:
+            return None
+        return release_of(directory, str(self._home))
+
+    def _link(self, name: str) -> str | None:
+        try:
+            return (self._home / name).readlink().name
+        except OSError:
+            return None
+
+    def switch(self, name: str, release: str | None) -> None:
+        """Point a link at a release in one step, or remove it."""
+        link = self._home / name
+        if release is None:
+            link.unlink(missing_ok=True)
+            return
+        temporary = self._home / f".{name}.new"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(f"releases/{release}")
+        temporary.replace(link)
+        directory = os.open(self._home, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def remove_units(self, names: Sequence[str]) -> None:
+        run("systemctl", "disable", "--now", *names)
+        for name in names:
+            (UNIT_DIRECTORY / name).unlink(missing_ok=True)
+        run("systemctl", "daemon-reload")
+        run("systemctl", "reset-failed", *names, check=False)
+
+    def wait_healthy(self, host: str, port: int, path: str, release: str, timeout: float) -> dict[str, object]:
+        """Ask until the wanted release answers 200; the last answer is in the error when it does not."""
+        deadline = self._clock() + timeout
+        while True:
+            status, body = _ask(host, port, path)
+            problem = health_problem(status, body, release) if status else str(body.get("error"))
+            if not problem:
+                return body
+            if self._clock() >= deadline:
+                raise RuntimeFailure(f"http://{host}:{port}{path} did not become healthy in {timeout:g} s: {problem}")
+            time.sleep(POLL_SECONDS)
+
+    def require_active(self, names: Sequence[str]) -> None:
+        shown = parse_show(run("systemctl", "show", "-p", "Id,ActiveState,Result", *names))
+        bad = [f"{name} is {shown[name]['ActiveState']}" for name in names if shown[name]["ActiveState"] != "active"]
+        if bad:
+            raise RuntimeFailure("; ".join(bad))
+
+    @staticmethod
+    def journal(names: Sequence[str], lines: int, since: float) -> str:
+        units = [f"--unit={name}" for name in names]
+        since_option = f"--since=@{since:.0f}"
+        return run("journalctl", *units, since_option, f"-n{lines}", "--no-pager", "-ocat", check=False).strip()
+
+
+def _changed_at(path: str) -> float | None:
+    try:
+        return Path(path).stat().st_mtime
+    except OSError:
+        return None
+
+
+def _ask(host: str, port: int, path: str) -> tuple[int, dict[str, object]]:
+    """The answer of a health address: its status and body, or 0 and the error."""
+    connection = http.client.HTTPConnection(host, port, timeout=10)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        text = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        return 0, {"error": f"{type(error).__name__}: {error}"}
+    finally:
+        connection.close()
+    try:
+        body = json.loads(text)
+    except ValueError:
+        body = {}
+    return response.status, body if isinstance(body, dict) else {}
