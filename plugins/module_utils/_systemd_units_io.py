@@ -4,9 +4,7 @@
 
 from __future__ import annotations
 
-import glob
 import os
-import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -41,6 +39,7 @@ PROPERTIES = (
     "MainPID",
     "NRestarts",
     "InactiveExitTimestampMonotonic",
+    "ActiveEnterTimestampMonotonic",
     "ExecMainStartTimestampMonotonic",
     "StateChangeTimestampMonotonic",
 )
@@ -91,7 +90,7 @@ def show(names: Sequence[str]) -> dict[str, Unit]:
     blocks = [block for block in text.split("\n\n") if block.strip()]
     if len(blocks) != len(names):
         raise SystemctlFailed(["show", *names], f"{len(blocks)} answers to {len(names)} questions")
-    # Later of both: a file that was written before this moment counts as older by as much as it is.
+    # Ages are compared, not dates: a clock that was set meanwhile does not make a unit older or younger.
     offset = time.time_ns() - time.monotonic_ns()
     return {name: parse_block(name, block, offset) for name, block in zip(names, blocks, strict=True)}
 
@@ -130,6 +129,7 @@ def parse_block(name: str, block: str, offset: int) -> Unit:
         main_pid=values.get("MainPID", ""),
         restarts=values.get("NRestarts", ""),
         started_at=started_at,
+        active_at=moment("ActiveEnterTimestampMonotonic"),
         state_changed_at=moment("StateChangeTimestampMonotonic"),
         files=tuple(path for path in [fragment, *values.get("DropInPaths", "").split()] if path),
     )
@@ -151,21 +151,27 @@ def expand(pattern: str) -> dict[str, int]:
     """The paths that a pattern stands for now, with their times; a directory stands for all that is in it."""
     found: dict[str, int] = {}
     plain = pattern.rstrip("/") or "/"
-    names = [plain] if stamp(plain) is not None else sorted(glob.glob(plain))
+    names = [plain]
+    if stamp(plain) is None:
+        matches = Path("/").glob(plain.lstrip("/"))
+        # As in a shell: the files that config_files is just writing are not meant by "*".
+        names = sorted(str(path) for path in matches if not path.name.startswith("."))
     for name in names:
-        try:
-            info = os.lstat(name)
-        except OSError:
-            continue
-        found[name] = info.st_ctime_ns
-        if stat.S_ISDIR(info.st_mode):
-            for directory, directories, files in os.walk(name):
-                for inside in [*directories, *files]:
-                    path = str(Path(directory) / inside)
-                    moment = stamp(path)
-                    if moment is not None:
-                        found[path] = moment
+        for path in [name, *_inside(name)]:
+            moment = stamp(path)
+            if moment is not None:
+                found[path] = moment
     return found
+
+
+def _inside(path: str) -> list[str]:
+    if Path(path).is_symlink():
+        return []
+    return [
+        str(Path(directory) / name)
+        for directory, directories, files in os.walk(path)
+        for name in [*directories, *files]
+    ]
 
 
 def look_at_paths(wishes: Iterable[Wish], changed: Sequence[str]) -> Paths:

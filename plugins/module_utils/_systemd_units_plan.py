@@ -4,10 +4,10 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 SUFFIXES = (
@@ -62,12 +62,24 @@ class Unit:
     main_pid: str = ""
     restarts: str = ""
     started_at: int | None = None
+    active_at: int | None = None
     state_changed_at: int | None = None
     files: tuple[str, ...] = ()
 
     @property
     def running(self) -> bool:
         return self.active_state in RUNNING
+
+    @property
+    def read_its_files_at(self) -> int | None:
+        """When it last began to read what a reload reads again.
+
+        A reload moves the time of the last state change, for every type of service, and leaves that of becoming
+        active alone; without a reload since the start, the start counts and not its end.
+        """
+        if self.state_changed_at and self.state_changed_at > (self.active_at or 0) + 1_000_000:
+            return max(self.state_changed_at, self.started_at or 0)
+        return self.started_at
 
     @property
     def runs_once(self) -> bool:
@@ -128,11 +140,10 @@ def wants_daemon_reload(units: Iterable[Unit], changed: Iterable[str]) -> bool:
 
 
 def covers(pattern: str, path: str) -> bool:
-    """Whether a path is what the pattern names: itself, inside the directory it names, or matched as a glob."""
-    pattern = pattern.rstrip("/") or "/"
-    if path == pattern or path.startswith(pattern.rstrip("/") + "/"):
-        return True
-    return any(mark in pattern for mark in "*?[") and fnmatch.fnmatchcase(path, pattern)
+    """Whether a path is what the pattern names (itself or as a glob), or is inside a directory that it names."""
+    place = PurePosixPath(path)
+    wanted = PurePosixPath(pattern)
+    return any(one == wanted or one.match(pattern) for one in (place, *place.parents))
 
 
 def newer_than(since: int | None, patterns: Iterable[str], paths: Paths, check_mode: bool) -> str | None:
@@ -153,7 +164,7 @@ def newer_than(since: int | None, patterns: Iterable[str], paths: Paths, check_m
             continue
         for path, stamp in paths.stamps.get(pattern, {}).items():
             if stamp > since:
-                return f"{path} is newer"
+                return f"{path} is newer than its last start or reload"
     return None
 
 
@@ -209,29 +220,21 @@ def _state_step(wish: Wish, unit: Unit, paths: Paths, check_mode: bool) -> Step 
     if wish.state == "stopped":
         stoppable = unit.running or unit.active_state in ("activating", "deactivating")
         return Step("stop", wish.name, f"is {unit.active_state}") if stoppable else None
+    restart = newer_than(unit.started_at, wish.restart_on, paths, check_mode)
     if unit.runs_once and unit.active_state == "inactive":
-        if unit.started_at is None or unit.result != "success":
-            return Step("start", wish.name, "has not run" if unit.started_at is None else f"failed: {unit.result}")
-        why = newer_than(unit.started_at, wish.restart_on, paths, check_mode)
-        return (
-            Step("start", wish.name, f"{why} than its last run" if why and why.endswith("newer") else why)
-            if why
-            else None
-        )
+        if unit.started_at is None:
+            return Step("start", wish.name, "has not run yet")
+        if unit.result != "success":
+            return Step("start", wish.name, f"its last run failed: {unit.result}")
+        return Step("start", wish.name, restart) if restart else None
     if not unit.running:
         return Step("start", wish.name, f"is {unit.active_state}")
-    why = newer_than(unit.started_at, wish.restart_on, paths, check_mode)
-    if why:
-        return Step("restart", wish.name, f"{why} than its start" if why.endswith("newer") else why)
-    last = max(unit.started_at or 0, unit.state_changed_at or 0) or None
-    why = newer_than(last, wish.reload_on, paths, check_mode)
-    if why and why.endswith("newer"):
-        why += " than its last reload"
-    if not why and wish.reload_on and unit.reload_result not in ("", "success"):
-        why = f"its last reload failed: {unit.reload_result}"
-    if why:
-        return Step("reload" if unit.can_reload else "restart", wish.name, why)
-    return None
+    if restart:
+        return Step("restart", wish.name, restart)
+    reload = newer_than(unit.read_its_files_at, wish.reload_on, paths, check_mode)
+    if not reload and wish.reload_on and unit.reload_result not in ("", "success"):
+        reload = f"its last reload failed: {unit.reload_result}"
+    return Step("reload" if unit.can_reload else "restart", wish.name, reload) if reload else None
 
 
 def healthy(unit: Unit) -> bool:
