@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Runs the stages of a set, two at a time where they are independent, and sums up: run.py [--list] SET...
+
+Sets: lint, package, unit, component, molecule; fast (lint, unit, component), all (every one), full (all, with the tests
+marked `full` and every scenario on both Debian releases). `molecule:redis` is one scenario.
+
+A stage's whole output is in .build/logs/<stage>.log; of a stage that fails the end is shown. The last line is
+`N passed, N failed`: tests as pytest counts them, plus one for each gate and each scenario.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import xml.etree.ElementTree as ElementTree
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / ".build"
+LOGS = BUILD / "logs"
+BIN = Path(sys.executable).parent
+SETS = ("lint", "package", "unit", "component", "molecule")
+FAST = ("lint", "unit", "component")
+JOBS = int(os.environ.get("TEST_JOBS", "2"))
+# Scenarios that `make test` runs on Debian 12 as well; `make test-full` runs all of them on both.
+BOTH_RELEASES = ("single",)
+DOCS_LINT = ("lint-collection-docs", "--plugin-docs", "--validate-collection-refs", "self", ".")
+TAIL = 40
+COUNT = re.compile(r"^=+ .*?(?=\d+ (?:passed|failed|error|skipped)).* in [\d.]+s.*=+\s*$", re.MULTILINE)
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command whose exit code decides, and where to read how many tests that was."""
+
+    name: str
+    command: tuple[str, ...]
+    minutes: float = 10
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def log(self) -> Path:
+        return LOGS / f"{self.name.replace(':', '-')}.log"
+
+    @property
+    def junit(self) -> Path:
+        return self.log.with_suffix(".xml")
+
+
+@dataclass
+class Result:
+    stage: Stage
+    code: int
+    seconds: float
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+
+def _tool(name: str, *arguments: str) -> tuple[str, ...]:
+    return (str(BIN / name), *arguments)
+
+
+def _gate(name: str) -> tuple[str, ...]:
+    return (sys.executable, str(ROOT / "tests" / "gates" / f"{name}.py"))
+
+
+def lint() -> list[Stage]:
+    """The slowest first, so that the two at a time end together."""
+    return [
+        Stage("ansible-lint", _tool("ansible-lint", "--nocolor", "-q")),
+        Stage("syntax", _gate("syntax")),
+        Stage("mypy", _tool("mypy")),
+        Stage("collection-docs", _tool("antsibull-docs", *DOCS_LINT)),
+        Stage("yamllint", _tool("yamllint", "--strict", ".")),
+        Stage("changelog", _tool("antsibull-changelog", "lint")),
+        Stage("ruff-check", _tool("ruff", "check", "--no-fix", ".")),
+        Stage("ruff-format", _tool("ruff", "format", "--check", ".")),
+    ]
+
+
+def package() -> list[Stage]:
+    return [Stage("package", _gate("package")), Stage("clone", _gate("clone"))]
+
+
+def _pytest(name: str, full: bool) -> list[Stage]:
+    if not any((ROOT / "tests" / name).glob("**/test_*.py")):
+        return []
+    stage = Stage(name, (), minutes=30 if full else 10)
+    marks = ("-m", "full or not full") if full else ()
+    command = _tool("pytest", "-q", f"--junitxml={stage.junit}", "--durations=5", *marks, f"tests/{name}")
+    return [Stage(name, command, stage.minutes)]
+
+
+def scenarios() -> list[str]:
+    """Every scenario, the whole cluster last: what is wrong with one tier shows sooner in that tier's own."""
+    names = sorted(path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml"))
+    return sorted(names, key=lambda name: (name in ("single", "cluster"), name == "cluster", name))
+
+
+def molecule(full: bool, only: str | None = None) -> list[Stage]:
+    default = os.environ.get("LAB_DEBIAN", "13")
+    stages = []
+    for name in scenarios():
+        if only not in (None, name):
+            continue
+        releases = ["13", "12"] if full else [default, *(["12"] if name in BOTH_RELEASES and default == "13" else [])]
+        for release in releases:
+            environment = {"LAB_DEBIAN": release}
+            if full:
+                environment["PYTEST_ADDOPTS"] = "-m 'full or not full'"
+            label = f"molecule:{name}:debian{release}"
+            stages.append(Stage(label, _tool("molecule", "test", "-s", name), 60 if full else 30, environment))
+    return stages
+
+
+def _count_junit(result: Result) -> None:
+    try:
+        suites = ElementTree.parse(result.stage.junit).getroot().iter("testsuite")
+        counts = [
+            {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")} for suite in suites
+        ]
+    except (OSError, ElementTree.ParseError):
+        counts = []
+    result.skipped = sum(count["skipped"] for count in counts)
+    result.failed = sum(count["failures"] + count["errors"] for count in counts)
+    result.passed = sum(count["tests"] for count in counts) - result.failed - result.skipped
+    # A run that broke off, or that ran nothing, is a failure of its own.
+    if result.code and not result.failed:
+        result.failed = 1
+
+
+def _count_molecule(result: Result) -> None:
+    """The scenario (made, converged, idempotent, removed) counts as one, its testinfra tests as what they are."""
+    for line in COUNT.findall(COLOUR.sub("", result.stage.log.read_text(encoding="utf-8", errors="replace"))):
+        for number, word in re.findall(r"(\d+) (passed|failed|error|skipped)", line):
+            key = "failed" if word == "error" else word
+            setattr(result, key, getattr(result, key) + int(number))
+    if result.code == 0:
+        result.passed += 1
+    elif not result.failed:
+        result.failed = 1
+
+
+class Runner:
+    """Starts stages, and ends them all when it is interrupted."""
+
+    def __init__(self) -> None:
+        self.results: list[Result] = []
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def run(self, stages: list[Stage], jobs: int) -> None:
+        with ThreadPoolExecutor(max_workers=jobs) as pool:
+            try:
+                for future in [pool.submit(self._run, stage) for stage in stages]:
+                    future.result()
+            except BaseException:
+                self.stop()
+                raise
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                self._signal(process, signal.SIGTERM)
+
+    @staticmethod
+    def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+
+    def _run(self, stage: Stage) -> None:
+        environment = {
+            **os.environ,
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+            "NO_COLOR": "1",
+            "PYTHONUNBUFFERED": "1",
+            **stage.environment,
+        }
+        stage.junit.unlink(missing_ok=True)
+        started = time.monotonic()
+        with stage.log.open("wb") as log:
+            with self._lock:
+                if self._stopped:
+                    return
+                process = subprocess.Popen(
+                    stage.command,
+                    cwd=ROOT,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+                self._running.add(process)
+            try:
+                code = process.wait(timeout=stage.minutes * 60)
+            except subprocess.TimeoutExpired:
+                self._signal(process, signal.SIGTERM)
+                try:
+                    process.wait(timeout=15)
+                except subprocess.TimeoutExpired:
+                    self._signal(process, signal.SIGKILL)
+                    process.wait()
+                code = -1
+                log.write(f"\nended after {stage.minutes:g} minutes\n".encode())
+            with self._lock:
+                self._running.discard(process)
+        self._finish(Result(stage, code, time.monotonic() - started))
+
+    def _finish(self, result: Result) -> None:
+        name = result.stage.name
+        if name in ("unit", "component"):
+            _count_junit(result)
+        elif name.startswith("molecule:"):
+            _count_molecule(result)
+        else:
+            result.passed, result.failed = int(result.code == 0), int(result.code != 0)
+        counts = f"{result.passed} passed" + (f", {result.failed} failed" if result.failed else "")
+        counts += f", {result.skipped} skipped" if result.skipped else ""
+        word = "FAILED" if result.code else "ok"
+        with self._lock:
+            self.results.append(result)
+            print(f"{name:<34}{result.seconds:8.1f} s  {word:<7} {counts}", flush=True)
+            if result.code:
+                lines = result.stage.log.read_text(encoding="utf-8", errors="replace").splitlines()
+                print("\n".join(f"    {line}" for line in lines[-TAIL:]))
+                print(f"    (all of it: {result.stage.log.relative_to(ROOT)})", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = f"fast, all, full, {', '.join(SETS)}, molecule:NAME"
+    parser.add_argument("sets", nargs="+", metavar="SET", help=names)
+    parser.add_argument("--list", action="store_true", help="name the stages and run nothing")
+    arguments = parser.parse_args()
+
+    full = "full" in arguments.sets
+    wanted = [part for name in arguments.sets for part in {"fast": FAST, "all": SETS, "full": SETS}.get(name, (name,))]
+    side_by_side: list[Stage] = []
+    in_turn: list[Stage] = []
+    for name in dict.fromkeys(wanted):
+        if name == "molecule" or name.startswith("molecule:"):
+            found = molecule(full, name.partition(":")[2] or None)
+            if not found:
+                parser.error(f"there is no scenario for {name!r}; there are: {', '.join(scenarios()) or 'none'}")
+            in_turn += found
+        elif name in ("unit", "component"):
+            side_by_side += _pytest(name, full)
+        elif name in ("lint", "package"):
+            side_by_side += lint() if name == "lint" else package()
+        else:
+            parser.error(f"there is no set {name!r}; there are: {names}")
+    # The tests take longest, so they start first.
+    side_by_side.sort(key=lambda stage: stage.name not in ("unit", "component"))
+    if arguments.list:
+        print("\n".join(stage.name for stage in side_by_side + in_turn))
+        return 0
+
+    LOGS.mkdir(parents=True, exist_ok=True)
+    runner = Runner()
+    started = time.monotonic()
+    try:
+        runner.run(side_by_side, JOBS)
+        runner.run(in_turn, 1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+    results = runner.results
+    failed = [result.stage.name for result in results if result.code or result.failed]
+    print(f"\n{len(results)} stages in {time.monotonic() - started:.0f} s")
+    if failed:
+        print(f"failed: {', '.join(sorted(failed))}")
+    total = {key: sum(getattr(result, key) for result in results) for key in ("passed", "failed", "skipped")}
+    print(
+        f"{total['passed']} passed, {total['failed']} failed"
+        + (f", {total['skipped']} skipped" if total["skipped"] else "")
+    )
+    return 1 if failed or not results else 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main())
