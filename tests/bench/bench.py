@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""make bench: what Flotilla costs, as ratios taken in one run on one machine.
+
+1. the first site.yml on fresh hosts against the bare installation of the same packages on the same hosts by one
+   ad-hoc command
+2. the second site.yml in units of one no-op `ansible.builtin.command` task on all hosts
+3. requests per second through the balancer against one gunicorn node and one Nginx asked directly (wrk)
+4. the memory of each daemon at rest
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.cluster import DOMAIN, ROOT, Browser, Lab
+
+HOSTS = "all:!lab_spare"
+LIMITS = {"first": 2.0, "second": 40.0, "application": 0.85, "static": 0.7}
+TIERS = ["haproxy", "django", "redis", "postgresql", "nginx_static"]
+
+
+def log(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def seconds(lab: Lab, *command: str) -> float:
+    """How long a command takes; its output is kept out of the figures and shown when it fails."""
+    started = time.monotonic()
+    done = subprocess.run(
+        command, cwd=ROOT, env=lab.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(
+            f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+        )
+    return time.monotonic() - started
+
+
+def ad_hoc(lab: Lab, *arguments: str) -> float:
+    return seconds(lab, str(ROOT / ".venv/bin/ansible"), "-i", str(lab.inventory), HOSTS, *arguments)
+
+
+def site(lab: Lab) -> float:
+    return seconds(lab, str(ROOT / ".venv/bin/ansible-playbook"), "-i", str(lab.inventory), "site.yml")
+
+
+def installed(lab: Lab) -> dict[str, str]:
+    """The packages that site.yml brought to each host: what apt would be asked for, without their dependencies."""
+    output = subprocess.run(
+        [str(ROOT / ".venv/bin/ansible"), "-i", str(lab.inventory), HOSTS, "-o", "-m", "ansible.builtin.command",
+         "-a", "cat /var/log/apt/history.log"],
+        cwd=ROOT, env=lab.environment, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    packages = {}
+    for line in output.splitlines():
+        host = line.split(" ", 1)[0]
+        names = re.findall(r"([a-z0-9][a-z0-9+.-]+):\w+ \([^,()]+\)", " ".join(re.findall(r"Install: (.*?)\\n", line)))
+        packages[host] = " ".join(sorted(set(names)))
+    return packages
+
+
+def converge(lab: Lab, results: list[tuple[str, str, str, bool]]) -> None:
+    log("a fresh lab, then site.yml ...")
+    seconds(lab, "lab/lab", "down")
+    seconds(lab, "lab/lab", "up")
+    ours = site(lab)
+    packages = installed(lab)
+
+    units = [ad_hoc(lab, "-m", "ansible.builtin.command", "-a", "true") for _ in range(5)]
+    playbook = ROOT / "tests/bench/unit.yml"
+    unit = statistics.median(
+        float(subprocess.run(
+            [str(ROOT / ".venv/bin/ansible-playbook"), "-i", str(lab.inventory), str(playbook)],
+            cwd=ROOT, env=lab.environment, capture_output=True, text=True, check=True,
+        ).stdout.split("unit=")[1].split()[0])
+        for _ in range(3)
+    )  # fmt: skip
+    log(f"one no-op task: {unit:.2f} s in a play of five, {statistics.median(units):.2f} s as a command of its own")
+    again = site(lab)
+    results.append(("second site.yml, in no-op tasks on all hosts", f"{again:.0f} s / {unit:.2f} s",
+                    f"{again / unit:.1f}", again / unit <= LIMITS["second"]))  # fmt: skip
+
+    log("a fresh lab, then the bare packages ...")
+    bare_lab = Lab(f"{lab.name}-bare")
+    seconds(bare_lab, "lab/lab", "down")
+    seconds(bare_lab, "lab/lab", "up")
+    for host, names in packages.items():
+        bare_lab.ssh(host, "cat > /root/packages", names)
+    bare = ad_hoc(
+        bare_lab, "-m", "ansible.builtin.shell",
+        "-a", "apt-get update -q && DEBIAN_FRONTEND=noninteractive xargs apt-get install -qy --no-install-recommends < /root/packages",
+    )  # fmt: skip
+    seconds(bare_lab, "lab/lab", "down")
+    results.append(("first site.yml, in bare installations of the packages", f"{ours:.0f} s / {bare:.0f} s",
+                    f"{ours / bare:.2f}", ours / bare <= LIMITS["first"]))  # fmt: skip
+
+
+def rate(url: str, address: str, connections: int, duration: int) -> float:
+    """Requests per second by wrk, which checks no certificate and sends the Host that it is told."""
+    output = subprocess.run(
+        ["wrk", "-t1", f"-c{connections}", f"-d{duration}s", "-H", f"Host: {DOMAIN}", url.replace(DOMAIN, address)],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    if "Non-2xx" in output or "Socket errors" in output:
+        raise SystemExit(f"wrk {url}:\n{output}")
+    return float(re.search(r"Requests/sec:\s+([\d.]+)", output)[1])
+
+
+def throughput(lab: Lab, results: list[tuple[str, str, str, bool]], duration: int, rounds: int) -> None:
+    page = Browser(lab, "lb1").get("/").text
+    asset = re.search(r'"(/static/[^"]+\.css)"', page)[1]
+    cases = {
+        "application": ("/lights/", "app1", 8000, 8),
+        "static": (asset, "static1", 8080, 32),
+    }
+    for name, (path, host, port, connections) in cases.items():
+        direct, balanced = [], []
+        for _ in range(rounds):  # in turns, so that a slow minute of the machine hits both
+            direct.append(rate(f"http://{DOMAIN}:{port}{path}", lab.address(host), connections, duration))
+            balanced.append(rate(f"https://{DOMAIN}{path}", lab.address("lb1"), connections, duration))
+        ratio = statistics.median(b / d for b, d in zip(balanced, direct, strict=True))
+        figures = f"{statistics.median(balanced):.0f}/s / {statistics.median(direct):.0f}/s"
+        results.append(
+            (f"{name} through the balancer (TLS), in direct ones", figures, f"{ratio:.2f}", ratio >= LIMITS[name])
+        )
+
+
+def memory(lab: Lab) -> list[tuple[str, str, int]]:
+    """Proportional set size in KiB of each daemon, from /proc, summed over its processes."""
+    program = (
+        "for p in /proc/[0-9]*; do [ -r $p/smaps_rollup ] && "
+        "echo $(cat $p/comm) $(awk '/^Pss:/ {print $2}' $p/smaps_rollup 2>/dev/null); done"
+    )
+    rows = []
+    for host in ["lb1", "app1", "db1", "cache1", "static1"]:
+        total: dict[str, int] = {}
+        for line in lab.ssh(host, program).splitlines():
+            *comm, size = line.split()
+            if comm and size.isdigit():
+                total[comm[0]] = total.get(comm[0], 0) + int(size)
+        wanted = ("haproxy", "gunicorn", "postgres", "redis-server", "nginx")
+        rows += [(host, name, size) for name, size in total.items() if name.startswith(wanted)]
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lab", default="bench", help="the lab to use (default: %(default)s, made and removed)")
+    parser.add_argument("--only", choices=["converge", "throughput", "memory"], help="one part, on a lab that is up")
+    parser.add_argument("--duration", type=int, default=8, help="seconds of each load (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each load (default: %(default)s)")
+    arguments = parser.parse_args()
+    lab = Lab(arguments.lab)
+    results: list[tuple[str, str, str, bool]] = []
+
+    if arguments.only in {None, "converge"}:
+        converge(lab, results)
+    if arguments.only in {None, "throughput"}:
+        throughput(lab, results, arguments.duration, arguments.rounds)
+    for name, figures, ratio, good in results:
+        print(f"{name:<58} {figures:>22} = {ratio:>6}  {'ok' if good else 'MISSED'}")
+    if arguments.only in {None, "memory"}:
+        print("\nmemory at rest (proportional set size)")
+        for host, name, size in memory(lab):
+            print(f"  {host:<8} {name:<14} {size / 1024:7.1f} MiB")
+    if arguments.only is None:
+        seconds(lab, "lab/lab", "down")
+    return 0 if all(good for *_, good in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the tests of a running lab share: its hosts, its playbooks, its balancer, and a browser without a screen."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import ssl
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[1]
+DOMAIN = "flotilla.test"
+
+
+@dataclass(frozen=True)
+class Recap:
+    """What one ansible-playbook run said, and its PLAY RECAP as numbers."""
+
+    returncode: int
+    output: str
+    hosts: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def changed(self) -> dict[str, int]:
+        return {host: counts["changed"] for host, counts in self.hosts.items() if counts["changed"]}
+
+    @property
+    def changed_tasks(self) -> list[str]:
+        """The tasks that changed something, with the host: what a failing test shows."""
+        found, task = [], ""
+        for line in self.output.splitlines():
+            if match := re.match(r"TASK \[(.*)\]", line):
+                task = match[1]
+            elif match := re.match(r"changed: \[([^\]]+)\]", line):
+                found.append(f"{match[1]}: {task}")
+        return found
+
+
+class Lab:
+    """One lab, by its name and inventory."""
+
+    def __init__(self, name: str, inventory: str = "lab") -> None:
+        self.name = name
+        self.inventory = ROOT / "inventories" / inventory
+        self.directory = ROOT / ".lab" if name == "lab" else ROOT / ".lab" / name
+        self.certificate = self.directory / "tls" / f"{DOMAIN}.pem"
+        self.environment = {
+            **os.environ,
+            "LAB_NAME": name,
+            "LAB_INVENTORY": str(self.inventory),
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_FORCE_COLOR": "0",
+        }
+
+    def tool(self, *arguments: str) -> str:
+        """lab/lab: kill, start, pause, cut ... a host."""
+        return self._run([str(ROOT / "lab" / "lab"), *arguments])
+
+    def ssh(self, host: str, command: str, stdin: str = "", check: bool = True) -> str:
+        return self._run(["ssh", "-F", str(self.directory / "ssh_config"), host, command], stdin, check)
+
+    def playbook(self, *arguments: str, inventory: Path | None = None, playbook: str = "site.yml") -> Recap:
+        """Run a playbook of the project against this lab."""
+        command = [
+            str(ROOT / ".venv/bin/ansible-playbook"),
+            "-i",
+            str(inventory or self.inventory),
+            playbook,
+            *arguments,
+        ]
+        done = subprocess.run(
+            command, cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        )  # fmt: skip
+        hosts = {
+            match[1]: {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", match[2])}
+            for match in re.finditer(r"^(\S+)\s+: (ok=\d+.*)$", done.stdout, re.MULTILINE)
+        }
+        return Recap(done.returncode, done.stdout, hosts)
+
+    def variable(self, host: str, name: str) -> Any:
+        """A variable of the inventory as the playbooks see it."""
+        output = self._run(
+            [str(ROOT / ".venv/bin/ansible"), "-i", str(self.inventory), host, "-c", "local", "-o",
+             "-m", "ansible.builtin.debug", "-a", f"var={name}"],
+        )  # fmt: skip
+        return json.loads(output.split("=>", 1)[1])[name]
+
+    def address(self, host: str) -> str:
+        output = self._run(["ssh", "-G", "-F", str(self.directory / "ssh_config"), host])
+        return next(line.split()[1] for line in output.splitlines() if line.startswith("hostname "))
+
+    def sql(self, host: str, query: str) -> str:
+        """Ask one PostgreSQL server as its superuser; one value, or the rows with | between the columns."""
+        return self.ssh(host, "runuser -u postgres -- psql -qAtX", query).strip()
+
+    def manage(self, host: str, python: str) -> str:
+        """Run Python inside the project on one node."""
+        return self.ssh(host, "django-manage shell", python)
+
+    def _run(self, command: list[str], stdin: str = "", check: bool = True) -> str:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=self.environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        return done.stdout
+
+
+class Browser:
+    """A client with cookies that reaches the cluster, or one host of it, under the cluster's name."""
+
+    def __init__(self, lab: Lab, host: str, port: int = 443, timeout: float = 20) -> None:
+        scheme = "https" if port == 443 else "http"
+        self.client = httpx.Client(
+            base_url=f"{scheme}://{lab.address(host)}:{port}",
+            headers={"Host": DOMAIN, "Referer": f"https://{DOMAIN}/"},
+            verify=ssl.create_default_context(cafile=str(lab.certificate)),
+            timeout=timeout,
+        )
+
+    def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        return self.client.request(method, path, extensions={"sni_hostname": DOMAIN}, **arguments)
+
+    def get(self, path: str, **arguments: Any) -> httpx.Response:
+        return self.request("GET", path, **arguments)
+
+    def post_form(self, path: str, data: dict[str, str], **arguments: Any) -> httpx.Response:
+        """Fetch the page for its CSRF cookie, then send the form."""
+        page = self.get(path, **arguments)
+        token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page.text)
+        assert token, f"{path} has no form: {page.status_code}\n{page.text[:500]}"
+        return self.request("POST", path, data={"csrfmiddlewaretoken": token[1], **data}, **arguments)
+
+    def login(self, username: str, password: str, path: str = "/accounts/login/", **arguments: Any) -> None:
+        answer = self.post_form(path, {"username": username, "password": password}, **arguments)
+        assert answer.status_code == 302, f"login answered {answer.status_code}:\n{answer.text[:500]}"
+
+    def where(self, **arguments: Any) -> dict[str, Any]:
+        """The example site's page that tells which node answered."""
+        answer = self.get("/where/?format=json", **arguments)
+        assert answer.status_code == 200, f"{answer.status_code}: {answer.text[:500]}"
+        return answer.json()
+
+
+def wait_until(condition: Callable[[], Any], timeout: float, what: str, interval: float = 0.25) -> Any:
+    """Wait until a condition holds, and return what it said; an exception counts as not yet."""
+    deadline = time.monotonic() + timeout
+    last: object = None
+    while time.monotonic() < deadline:
+        try:
+            if last := condition():
+                return last
+        except Exception as error:
+            last = error
+        time.sleep(interval)
+    raise AssertionError(f"not within {timeout} s: {what}; last: {last!r}")
+
+
+@contextlib.contextmanager
+def broken(lab: Lab, break_it: tuple[str, ...], mend_it: tuple[str, ...]) -> Iterator[None]:
+    """A fault for the length of a with block; always mended."""
+    lab.tool(*break_it)
+    try:
+        yield
+    finally:
+        lab.tool(*mend_it)
