@@ -96,7 +96,8 @@ def converge(lab: Lab, results: list[tuple[str, str, str, bool]]) -> None:
         bare_lab.ssh(host, "cat > /root/packages", names)
     bare = ad_hoc(
         bare_lab, "-m", "ansible.builtin.shell",
-        "-a", "apt-get update -q && DEBIAN_FRONTEND=noninteractive xargs apt-get install -qy --no-install-recommends < /root/packages",
+        "-a", "apt-get update -q && DEBIAN_FRONTEND=noninteractive"
+              " xargs apt-get install -qy --no-install-recommends < /root/packages",
     )  # fmt: skip
     seconds(bare_lab, "lab/lab", "down")
     results.append(("first site.yml, in bare installations of the packages", f"{ours:.0f} s / {bare:.0f} s",
