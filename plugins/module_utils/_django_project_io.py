@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reads a project's files, from a directory or a git repository, and packs them so that the same files give the same archive."""
+"""Reads a project's files from a directory or a git repository, and packs the same files into the same archive."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def prune_archives(directory: Path, keep: int = 5) -> None:
 
 
 def checkout(url: str, version: str, cache: Path, environment: Mapping[str, str]) -> tuple[Path, str]:
-    """Fetch a version (branch, tag or commit) into a mirror and lay out its files; return the directory and the commit."""
+    """Fetch a branch, tag or commit into a mirror and lay out its files; return the directory and the commit."""
     if not shutil.which("git"):
         raise ProjectError("git is not installed on this host")
     name = hashlib.sha256(url.encode()).hexdigest()[:16]

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 LOCK_FILES = {"uv.lock": "uv", "pylock.toml": "pylock", "requirements.txt": "requirements"}
 
 FOREIGN_LOCKS = {
-    "poetry.lock": "`poetry export --without-hashes=false -o requirements.txt` (plugin poetry-plugin-export) or a move to uv",
+    "poetry.lock": "`poetry export -o requirements.txt` (plugin poetry-plugin-export)",
     "Pipfile.lock": "`pipenv requirements --hash > requirements.txt`",
     "pdm.lock": "`pdm export -o requirements.txt`",
 }
@@ -134,7 +134,9 @@ def find_settings(paths: frozenset[str], manage: str, manage_text: str, chosen: 
     if len(modules) > 1:
         raise ValueError(f"several settings modules in {origin}: {_listed(modules)}; set django_settings_module")
     if not modules:
-        raise ValueError(f"{manage} names no DJANGO_SETTINGS_MODULE and no settings.py was found; set django_settings_module")
+        raise ValueError(
+            f"{manage} names no DJANGO_SETTINGS_MODULE and no settings.py was found; set django_settings_module"
+        )
     for directory in directories:
         if module_file(modules[0], directory, paths):
             return modules[0], directory

@@ -11,12 +11,12 @@ module: django_project
 short_description: Read a Django project's source and pack it
 version_added: "0.1.0"
 description:
-  - Finds out what a release needs to know of a project (C(manage.py), settings module, lock file, wanted Python) and packs
-    its source into an archive addressed by its content. Nothing of the project is run.
-  - From a local directory come the files that git knows or would add (C(git ls-files -co --exclude-standard)), or all of
-    them where it is no git work tree. From a git URL comes what is committed, without submodules.
-  - Never packed are C(.git), C(.venv) and every other virtual environment, C(node_modules), C(__pycache__), C(*.pyc) and
-    C(db.sqlite3).
+  - Finds out what a release needs to know of a project (C(manage.py), settings module, lock file, wanted Python) and
+    packs its source into an archive addressed by its content. Nothing of the project is run.
+  - From a local directory come the files that git knows or would add (C(git ls-files -co --exclude-standard)), or all
+    of them where it is no git work tree. From a git URL comes what is committed, without submodules.
+  - Never packed are C(.git), C(.venv) and every other virtual environment, C(node_modules), C(__pycache__), C(*.pyc)
+    and C(db.sqlite3).
   - The same files give the same archive, byte for byte.
 options:
   path:
@@ -29,8 +29,8 @@ options:
     type: str
   version:
     description:
-      - With O(git), the branch, tag or commit; empty means the repository's default branch. A branch is looked up again in
-        each run.
+      - With O(git), the branch, tag or commit; empty means the repository's default branch. A branch is looked up
+        again in each run.
       - With O(path), only the name that the release gets.
     type: str
     default: ''
@@ -46,8 +46,8 @@ options:
     default: ''
   lock_file:
     description:
-      - Path of the lock file inside the project; empty means C(uv.lock), C(pylock.toml) or C(requirements.txt), beside
-        C(manage.py) first and then in the directories above it.
+      - Path of the lock file inside the project; empty means C(uv.lock), C(pylock.toml) or C(requirements.txt),
+        beside C(manage.py) first and then in the directories above it.
     type: str
     default: ''
   cache:
