@@ -190,7 +190,8 @@ def apply(actions: list[Action], validate: list[str]) -> None:
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    # no_log: Ansible would write its arguments to the host's journal, and there it does not recognise secrets of several lines.
+    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True, no_log=True)
     entries: list[Desired] = []
     try:
         entries = parse(module.params["files"])
