@@ -189,9 +189,15 @@ def apply(actions: list[Action], validate: list[str]) -> None:
         raise
 
 
+class QuietModule(AnsibleModule):
+    """Keeps its arguments out of the host's journal, where Ansible does not recognise secrets of several lines."""
+
+    def _log_invocation(self) -> None:
+        pass
+
+
 def main() -> None:
-    # no_log: Ansible would write its arguments to the host's journal, and there it does not recognise secrets of several lines.
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True, no_log=True)
+    module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
     entries: list[Desired] = []
     try:
         entries = parse(module.params["files"])
