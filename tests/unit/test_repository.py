@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What must, and what must never, stand in the repository. Looked at: every file that Git knows or would add."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import tomllib
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+from render import ROOT
+
+LICENCE = "SPDX-License-Identifier: GPL-3.0-or-later"
+LINK = "collections/ansible_collections/flotilla/django"
+
+
+@cache
+def listed() -> tuple[str, ...]:
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    found = tuple(sorted(name for name in output.split("\0") if name and (ROOT / name).is_file()))
+    assert len(found) > 20
+    return found
+
+
+@cache
+def texts() -> dict[str, str]:
+    """The files that are text, without the licence."""
+    result = {}
+    for name in listed():
+        data = (ROOT / name).read_bytes()
+        if b"\0" not in data and name != "LICENSE":
+            result[name] = data.decode("utf-8")
+    return result
+
+
+def lines_with(pattern: re.Pattern[str]) -> list[str]:
+    return [
+        f"{name}:{number}: {line.strip()[:120]}"
+        for name, text in texts().items()
+        for number, line in enumerate(text.splitlines(), start=1)
+        if pattern.search(line)
+    ]
+
+
+def shebang(name: str) -> str | None:
+    first = texts().get(name, "").partition("\n")[0]
+    return first if first.startswith("#!") else None
+
+
+def is_ours(name: str) -> bool:
+    """The example is somebody's Django project, which knows nothing of this collection."""
+    return not name.startswith("examples/")
+
+
+# The patterns are put together from parts, so that this file does not match itself.
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        pytest.param("-----BEGIN [A-Z ]*PRIVATE" + " KEY-----", id="private-key"),
+        pytest.param(r"\$ANSIBLE" + r"_VAULT;", id="vault"),
+        pytest.param(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b", id="cloud-key"),
+        pytest.param(r"\b(gh[pousr]|glpat|xox[abp])[_-][0-9A-Za-z_-]{16,}", id="token"),
+        pytest.param(r"\b(ssh-(rsa|ed25519)|ecdsa-sha2-\S+) AAAA[0-9A-Za-z+/]{40,}", id="ssh-key"),
+        pytest.param(r"\beyJ[0-9A-Za-z_-]{20,}\.eyJ", id="json-web-token"),
+        pytest.param(r"://[^/\s:@{}<>$*'\"]+:(?!\*)[^/\s:@{}<>$'\"]+@", id="password-in-url"),
+    ],
+)
+def test_no_secret_is_committed(pattern: str) -> None:
+    assert not lines_with(re.compile(pattern))
+
+
+def test_inventories_hold_no_secret() -> None:
+    """A secret is a lookup, a reference to the vault's variable, or a word that says to replace it."""
+    wrong = []
+    for name, text in texts().items():
+        if not name.startswith("inventories/") or not name.endswith((".yml", ".yaml")):
+            continue
+        for key, value in re.findall(r"^\s*(\w*(?:password|secret_key|secret)):[ ]+(\S.*)$", text, re.MULTILINE):
+            if "{{" not in value and not re.search(r"change|replace|^[>|]", value, re.IGNORECASE):
+                wrong.append(f"{name}: {key}: {value}")
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "pypi" + ".org",
+        "pythonhosted" + ".org",
+        "galaxy.ansible" + ".com",
+        "npmjs" + ".org",
+        "docker" + ".io",
+        "ghcr" + ".io",
+        "quay" + ".io",
+        "deb.debian" + ".org",
+        "security.debian" + ".org",
+    ],
+)
+def test_no_registry_is_named(host: str) -> None:
+    """Where packages come from is the machine's own setting: mirrors, proxies and closed networks are common."""
+    assert not lines_with(re.compile(re.escape(host)))
+
+
+@pytest.mark.parametrize(
+    "path", ["/work" + "/", "/home" + "/[a-z]", "/opt/" + "wheels", "/opt/" + "pypi", "/tmp/" + "brief"]
+)
+def test_no_path_of_a_machine_is_named(path: str) -> None:
+    assert not lines_with(re.compile(rf"(?<![\w.{{}}*])(?<!\w/){path}"))
+
+
+def test_the_link_to_itself_is_relative() -> None:
+    assert os.readlink(ROOT / LINK) == "../../.."
+    mode = subprocess.run(["git", "ls-files", "-s", LINK], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert mode.startswith("120000 "), "collections/ must come with a plain clone"
+
+
+def test_scripts_and_python_files_name_the_licence() -> None:
+    ours = [name for name in texts() if is_ours(name) and texts()[name].strip()]
+    found = [name for name in ours if name.endswith((".py", ".sh")) or shebang(name)]
+    assert len(found) > 10
+    assert not [name for name in found if LICENCE not in "\n".join(texts()[name].splitlines()[:4])]
+
+
+def test_python_files_postpone_annotations() -> None:
+    ours = [name for name in texts() if is_ours(name) and name.endswith(".py") and texts()[name].strip()]
+    assert not [name for name in ours if "from __future__ import annotations" not in texts()[name]]
+
+
+def test_scripts_are_executable() -> None:
+    """What has a first line for the shell can be started; what a role copies gets its mode there."""
+    wrong = []
+    for name in texts():
+        executable = os.access(ROOT / name, os.X_OK)
+        if "/files/" not in name and "/templates/" not in name and executable != (shebang(name) is not None):
+            wrong.append(name)
+    assert not wrong
+
+
+def test_text_files_end_well() -> None:
+    wrong = [name for name, text in texts().items() if "\r" in text or (text and not text.endswith("\n"))]
+    assert not wrong
+
+
+def test_no_big_or_built_file() -> None:
+    assert not [name for name in listed() if (ROOT / name).stat().st_size > 1024 * 1024]
+    assert not [
+        name for name in listed() if name.endswith((".deb", ".gz", ".whl", ".pyc", ".log", ".pem", ".key", ".retry"))
+    ]
+
+
+MODULES = sorted(path.name for path in (ROOT / "plugins" / "modules").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_is_documented(name: str) -> None:
+    tree = ast.parse((ROOT / "plugins" / "modules" / name).read_text(encoding="utf-8"))
+    found: dict[str, str] = {}
+    for node in tree.body:
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, ast.Constant):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            if isinstance(target, ast.Name) and isinstance(node.value.value, str):
+                found[target.id] = node.value.value
+    assert {"DOCUMENTATION", "EXAMPLES", "RETURN"} <= found.keys()
+    documentation = yaml.safe_load(found["DOCUMENTATION"])
+    assert documentation["module"] == name.removesuffix(".py")
+    for part in ("short_description", "description", "author", "attributes"):
+        assert documentation.get(part), f"DOCUMENTATION has no {part}"
+    examples = yaml.safe_load(found["EXAMPLES"])
+    fqcn = f"flotilla.django.{documentation['module']}"
+    assert any(fqcn in task for task in examples), f"no example calls {fqcn}"
+    for task in examples:
+        unknown = (task.get(fqcn) or {}).keys() - documentation.get("options", {}).keys()
+        assert not unknown, f"an example passes {unknown}"
+    assert yaml.safe_load(found["RETURN"])
+
+
+PLANS = sorted(path.name for path in (ROOT / "plugins" / "module_utils").glob("_*_plan.py"))
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_plan_is_pure(name: str) -> None:
+    """Decisions import nothing that could look at the world, so that tables can test them."""
+    tree = ast.parse((ROOT / "plugins" / "module_utils" / name).read_text(encoding="utf-8"))
+    imported: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module or "")
+    outside = {
+        "subprocess",
+        "socket",
+        "shutil",
+        "tempfile",
+        "urllib.request",
+        "http.client",
+        "time",
+        "psycopg",
+        "psycopg2",
+    }
+    assert not imported & outside
+    assert not [module for module in imported if module.startswith("ansible.") or module.endswith("_io")]
+
+
+def test_versions_agree() -> None:
+    galaxy = yaml.safe_load((ROOT / "galaxy.yml").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert galaxy["version"] == project["project"]["version"]
+    runtime = yaml.safe_load((ROOT / "meta" / "runtime.yml").read_text(encoding="utf-8"))
+    assert runtime["requires_ansible"] == ">=2.19.0"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "requirements").glob("*.txt")), ids=lambda path: path.name)
+def test_python_requirements_are_pinned(path: Path) -> None:
+    if path.name.startswith("system-"):
+        pytest.skip("Debian's packages: the release pins them")
+    lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    assert not [line for line in lines if line and not line.startswith("-r ") and "==" not in line]
+
+
+def test_playbooks_can_be_called_by_name() -> None:
+    names = [path.stem for path in (ROOT / "playbooks").glob("*.yml")]
+    assert names
+    assert not [name for name in names if not re.fullmatch(r"[a-z][a-z0-9_]*", name)]
