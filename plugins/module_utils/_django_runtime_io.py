@@ -22,6 +22,7 @@ from ansible_collections.flotilla.django.plugins.module_utils._django_runtime_pl
 
 UNIT_DIRECTORY = Path("/etc/systemd/system")
 SHOWN = "Id,ActiveState,MainPID,InactiveExitTimestampMonotonic,UnitFileState,NeedDaemonReload"
+MARK = "[X-Flotilla]"
 POLL_SECONDS = 0.25
 
 
@@ -62,7 +63,9 @@ class Node:
             )
         paths = [*restart_on, *(str(UNIT_DIRECTORY / name) for name in units)]
         releases = self._home / "releases"
-        stray = [path.name for path in UNIT_DIRECTORY.glob(self._unit_glob)] if self._unit_glob else []
+        stray = (
+            [path.name for path in UNIT_DIRECTORY.glob(self._unit_glob) if _is_ours(path)] if self._unit_glob else []
+        )
         return Observed(
             current=self._link("current"),
             previous=self._link("previous"),
@@ -131,6 +134,14 @@ class Node:
         units = [f"--unit={name}" for name in names]
         since_option = f"--since=@{since:.0f}"
         return run("journalctl", *units, since_option, f"-n{lines}", "--no-pager", "-ocat", check=False).strip()
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a unit file carries the mark of the role: nobody else's is ever removed."""
+    try:
+        return MARK in path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
 
 
 def _changed_at(path: str) -> float | None:

@@ -12,17 +12,17 @@ version_added: 0.1.0
 author:
   - The Flotilla maintainers (@flotilla)
 description:
-  - Makes C(current) point at a release that is already on the node, restarts the services that belong to it and waits until
-    the deep health address answers with that release.
-  - What is needed is read from the running system - the link, the directory each process runs in, when it was started and
-    when its configuration changed. A run that was interrupted anywhere is finished by the next.
+  - Makes C(current) point at a release that is already on the node, restarts the services that belong to it and waits
+    until the deep health address answers with that release.
+  - What is needed is read from the running system - the link, the directory each process runs in, when it was started
+    and when its configuration changed. A run that was interrupted anywhere is finished by the next.
   - The services are stopped before the link moves and started after it, so no process sees two releases.
-  - When the new release does not become healthy in O(start_timeout) seconds, the former release is put back and started,
-    and the module fails with the last lines of the journal. Without a former release the services are stopped.
+  - When the new release does not become healthy in O(start_timeout) seconds, the former release is put back and
+    started, and the module fails with the last lines of the journal. Without a former one the services are stopped.
 attributes:
   check_mode:
     support: full
-    description: Tells whether, and why, something would be done. That is how a play finds the nodes that need activation.
+    description: Tells whether, and why, something would be done. So a play finds the nodes that need activation.
   diff_mode:
     support: full
     description: Shows the release and the reasons.
@@ -45,12 +45,12 @@ options:
     required: true
   stray_units:
     description:
-      - Pattern of unit files in C(/etc/systemd/system). Those that match and are not in O(units) are stopped and removed.
-      - Not set, nothing is removed.
+      - Pattern of unit files in C(/etc/systemd/system). Those that match, carry a section C([X-Flotilla]) and are not in
+        O(units) are stopped and removed. Not set, nothing is removed.
     type: str
     default: ""
   restart_on:
-    description: Files that the services read when they start. A unit that was started before one of them changed is restarted.
+    description: Files that the services read at their start. A unit started before one of them changed is restarted.
     type: list
     elements: path
     default: []
