@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.flotilla.django.plugins.module_utils import _django_release_io as files
+from ansible_collections.flotilla.django.plugins.module_utils._django_project_io import prune_archives
 from ansible_collections.flotilla.django.plugins.module_utils._django_project_plan import wanted
 from ansible_collections.flotilla.django.plugins.module_utils._django_release_io import (
     PYTHON,
@@ -143,6 +144,7 @@ class Builder:
         with self.clock.step("pack"):
             index = self._pack(probe)
         shutil.rmtree(self.directory, ignore_errors=True)
+        prune_archives(self.order.archive.parent)
         return index
 
     # The account and the tools
