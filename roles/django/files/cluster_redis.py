@@ -37,6 +37,7 @@ class Members:
         self._clock = clock
         self._master: Member | None = None
         self._quiet_until = 0.0
+        self._was_lost = False
         self._lock = threading.Lock()
 
     def candidates(self) -> list[Member]:
@@ -46,15 +47,17 @@ class Members:
 
     def found(self, member: Member) -> None:
         with self._lock:
-            if member != self._master:
+            if self._master not in (None, member) or self._was_lost:
                 logger.warning("Redis master is %s:%s", *member)
+            self._was_lost = False
             self._master = member
             self._quiet_until = 0.0
 
     def lost(self, reason: str) -> None:
         with self._lock:
-            if not self.is_quiet():
+            if not self._was_lost:
                 logger.error("No usable Redis master: %s", reason)
+            self._was_lost = True
             self._quiet_until = self._clock() + RETRY_AFTER
 
     def is_quiet(self) -> bool:
