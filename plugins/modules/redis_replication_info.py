@@ -164,7 +164,8 @@ decision:
       description: Why.
       type: str
 settled:
-  description: Whether this node runs with the settings and users of its files and nothing is to be done about the topology.
+  description:
+    - Whether this node runs with the settings and users of its files, and is the master or a replica in step.
   type: bool
   returned: when O(node) is given
 differs:
@@ -229,10 +230,11 @@ def about_node(params: dict[str, Any], nodes: list[redis_plan.Node]) -> dict[str
     decision = redis_plan.decide(nodes, params["node"], initial_master)
     me = next(node for node in nodes if node.name == params["node"])
     differs = differences(params, me.address) if me.state == redis_plan.UP else []
+    in_place = decision.action == redis_plan.STAY and (me.is_master or me.link_up)
     value, writable = redis_io.overcommit_memory()
     return {
         "decision": asdict(decision),
-        "settled": me.state == redis_plan.UP and decision.action == redis_plan.STAY and not differs,
+        "settled": in_place and not differs,
         "differs": differs,
         "own_state": me.state,
         "topology_exists": bool(params["topology_path"]) and Path(params["topology_path"]).exists(),
