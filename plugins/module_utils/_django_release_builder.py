@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.flotilla.django.plugins.module_utils import _django_release_io as files
-from ansible_collections.flotilla.django.plugins.module_utils._django_project_io import prune_archives
+from ansible_collections.flotilla.django.plugins.module_utils._django_project_io import PACKED_MTIME, prune_archives
 from ansible_collections.flotilla.django.plugins.module_utils._django_project_plan import wanted
 from ansible_collections.flotilla.django.plugins.module_utils._django_release_io import (
     PYTHON,
@@ -293,7 +293,12 @@ class Builder:
         hashed = [one for one in requirements if one.hashes]
         plain = [one for one in requirements if not one.hashes]
         wheels = self.directory / "wheels"
-        environment = {"PIP_CACHE_DIR": str(self.work / "cache/pip"), **self._network()}
+        # SOURCE_DATE_EPOCH makes wheels that are built from the same source the same.
+        environment = {
+            "SOURCE_DATE_EPOCH": str(PACKED_MTIME),
+            "PIP_CACHE_DIR": str(self.work / "cache/pip"),
+            **self._network(),
+        }
         environment["PATH"] = f"{self.tools / 'bin'}:{files.CLEAN_PATH}"
 
         def fetch(number: int, part: list[Requirement], flags: list[str]) -> None:
@@ -369,7 +374,6 @@ class Builder:
             "static_url": probe["static_url"],
             "static_files": len(static),
             "requirements_sha256": files.sha256_file(directory / "requirements.txt"),
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         described = directory / "release.json"
         files.write_json(described, release)
@@ -390,6 +394,8 @@ class Builder:
             packs[kind] = {"file": name, **files.write_pack(temporary, content, level)}
             temporary.replace(self.packs / name)
             packs[kind]["mtime_ns"] = (self.packs / name).stat().st_mtime_ns
-        index = {"id": order.release_id, "release": release, "packs": packs}
+        # The time is no part of the archives: built again from the same wheels, they are the same.
+        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        index = {"id": order.release_id, "created": created, "release": release, "packs": packs}
         files.write_json(self.packs / f"{order.release_id}.json", index)
         return index

@@ -14,6 +14,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import tarfile
 import time
 import urllib.parse
@@ -35,6 +36,7 @@ from ansible_collections.flotilla.django.plugins.module_utils._django_release_pl
 PYTHON = "/usr/bin/python3"
 CLEAN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CHUNK = 1 << 20
+GZIP_TRAILER = 8
 
 
 class ReleaseError(Exception):
@@ -73,9 +75,11 @@ class Clock:
 
 def this_host() -> Host:
     """Describe the machine that this runs on, by its system Python and not by the one that Ansible uses."""
-    code = "import platform; print(platform.python_version())"
-    done = subprocess.run([PYTHON, "-I", "-c", code], capture_output=True, text=True, check=True)
-    full = done.stdout.strip()
+    full = platform.python_version()
+    if os.path.realpath(sys.executable) != os.path.realpath(PYTHON):
+        code = "import platform; print(platform.python_version())"
+        done = subprocess.run([PYTHON, "-I", "-c", code], capture_output=True, text=True, check=True)
+        full = done.stdout.strip()
     release = ""
     with contextlib.suppress(OSError):
         for line in Path("/etc/os-release").read_text(encoding="utf-8").splitlines():
@@ -349,38 +353,49 @@ def _describe(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def remote_size(connection: http.client.HTTPConnection, path: str) -> int | None:
-    """Ask a static server for the size of a file; None where it has none."""
-    connection.request("HEAD", path)
+def remote_state(connection: http.client.HTTPConnection, path: str) -> tuple[int, bytes] | None:
+    """Ask a static server for the size of an archive and its last eight bytes, which are gzip's checksum."""
+    connection.request("GET", path, headers={"Range": f"bytes=-{GZIP_TRAILER}"})
     response = connection.getresponse()
-    response.read()
-    if response.status == 404:
+    if response.status in (404, 416):  # 416: an empty file
+        response.read()
         return None
-    if response.status != 200:
-        raise ReleaseError(f"HEAD {path} was answered with {response.status} {response.reason}")
-    return int(response.headers.get("Content-Length", -1))
+    if response.status != 206:
+        connection.close()
+        raise ReleaseError(f"GET {path} of the last bytes was answered with {response.status} {response.reason}")
+    total = response.headers.get("Content-Range", "").rpartition("/")[2]
+    return (int(total) if total.isdigit() else -1), response.read()
 
 
-def send(base: str, directory: Path, packs: Iterable[Mapping[str, Any]], *, timeout: float, pretend: bool) -> list[str]:
-    """Put the files that a static server lacks there; return their names."""
+def local_state(path: Path) -> tuple[int, bytes]:
+    """Return the same of a file here."""
+    with path.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - GZIP_TRAILER))
+        return size, stream.read()
+
+
+def send(base: str, directory: Path, names: Iterable[str], *, timeout: float, pretend: bool) -> list[str]:
+    """Put the archives that a static server lacks there; return their names."""
     connection, prefix = _connect(base, timeout)
     sent = []
     try:
-        for pack in packs:
-            path = prefix.rstrip("/") + "/" + urllib.parse.quote(str(pack["file"]))
-            if remote_size(connection, path) == pack["size"]:
+        for name in names:
+            path = prefix.rstrip("/") + "/" + urllib.parse.quote(name)
+            wanted = local_state(directory / name)
+            if remote_state(connection, path) == wanted:
                 continue
-            sent.append(str(pack["file"]))
+            sent.append(name)
             if pretend:
                 continue
-            with (directory / str(pack["file"])).open("rb") as stream:
-                connection.request("PUT", path, body=stream, headers={"Content-Length": str(pack["size"])})
+            with (directory / name).open("rb") as stream:
+                connection.request("PUT", path, body=stream, headers={"Content-Length": str(wanted[0])})
                 response = connection.getresponse()
                 response.read()
             if response.status not in (200, 201, 204):
-                raise ReleaseError(f"{base}: PUT {pack['file']} was answered with {response.status} {response.reason}")
-            if remote_size(connection, path) != pack["size"]:
-                raise ReleaseError(f"{base}: {pack['file']} has another size there after it was sent")
+                raise ReleaseError(f"{base}: PUT {name} was answered with {response.status} {response.reason}")
+            if remote_state(connection, path) != wanted:
+                raise ReleaseError(f"{base}: {name} is not the same there after it was sent")
     except (OSError, http.client.HTTPException) as error:
         raise TransferError(f"{base}: {_describe(error)}") from error
     finally:

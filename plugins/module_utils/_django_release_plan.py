@@ -181,11 +181,12 @@ def pylock_requirements(text: str, groups: Sequence[str] = (), extras: Sequence[
             if marker == "False":
                 continue
         name = package["name"]
+        hashes: list[str] = []
         if "vcs" in package:
             vcs = package["vcs"]
-            line, hashes = f"{name} @ {vcs['type']}+{vcs['url']}@{vcs['commit-id']}", []
+            line = f"{name} @ {vcs['type']}+{vcs['url']}@{vcs['commit-id']}"
         elif "directory" in package:
-            line, hashes = f"./{package['directory']['path']}", []
+            line = f"./{package['directory']['path']}"
         else:
             files = [*package.get("wheels", []), *filter(None, [package.get("sdist")])]
             if "archive" in package:

@@ -11,8 +11,8 @@ module: django_release_upload
 short_description: Send the archives of releases to the static servers
 version_added: "0.1.0"
 description:
-  - Runs on the build host. Puts every archive that a static server lacks, or has in another size, at its internal
-    address, and asks for the size afterwards. A static server that was made anew gets all that are kept.
+  - Runs on the build host. Puts every archive that a static server lacks, or has with another size or checksum, at its
+    internal address, and asks for both afterwards. A static server that was made anew gets all that are kept.
   - A server that cannot be reached is reported, and only counts as an error when no other server has the release. One
     that answers with an error always counts.
 options:
@@ -97,7 +97,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
             indexes[name] = index
         elif name in params["releases"] and not module.check_mode:
             raise ReleaseError(f"the archives of the release {name} are not in {directory}, or not what was written")
-    packs = [pack for index in indexes.values() for pack in public_packs(directory, index).values()]
+    packs = [str(pack["file"]) for index in indexes.values() for pack in public_packs(directory, index).values()]
 
     def one(server: str) -> list[str] | Exception:
         try:
@@ -116,8 +116,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
             elif outcome:
                 sent[server] = outcome
     if module.check_mode:
-        names = [str(pack["file"]) for pack in packs]
-        sent.update({server: names for server in unreachable if names})
+        sent.update({server: packs for server in unreachable if packs})
     elif packs and len(unreachable) == len(params["servers"]):
         raise ReleaseError("no static server can be reached: " + "; ".join(unreachable.values()))
     for reason in unreachable.values():
