@@ -20,7 +20,8 @@ A test says what it wants to vary, everything else is the role's own defaults::
     The hosts on which the role runs there.
 
 Topologies are the inventories in ``tests/unit/inventories``: ``single`` (all tiers on one host), ``plain`` (a host
-per tier, no replicas) and ``three`` (three hosts per tier); ``common.yml`` holds what a user must say in each.
+per tier, no replicas) and ``three`` (three hosts per tier); ``common.yml`` holds what a user must say in each. In
+``alone`` the role runs by itself: there is no ``cluster_x`` and no topology, only what the role requires.
 
 Variables are layered as in a play: the role's defaults, the inventory, ``playbooks/vars/topology.yml``, the facts
 that ``site.yml`` gathers, the role's vars (``vars/main.yml``, ``vars/debian_<release>.yml``), the role's fixture,
@@ -48,7 +49,7 @@ from ansible.vars.manager import VariableManager
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
-TOPOLOGIES = ("single", "plain", "three")
+TOPOLOGIES = ("alone", "single", "plain", "three")
 # Roles that run on the hosts of another role's group.
 GROUP_OF_ROLE = {"keepalived": "haproxy"}
 RELEASES = {12: "bookworm", 13: "trixie"}
@@ -65,7 +66,8 @@ def _loader() -> DataLoader:
 def _inventory(topology: str) -> tuple[InventoryManager, VariableManager]:
     if topology not in TOPOLOGIES:
         raise ValueError(f"topology {topology!r} is unknown; there are {', '.join(TOPOLOGIES)}")
-    sources = [str(HERE / "inventories" / f"{name}.yml") for name in ("common", topology)]
+    names = ("alone",) if topology == "alone" else ("common", topology)
+    sources = [str(HERE / "inventories" / f"{name}.yml") for name in names]
     inventory = InventoryManager(loader=_loader(), sources=sources)
     return inventory, VariableManager(loader=_loader(), inventory=inventory)
 
@@ -122,7 +124,7 @@ def role_variables(role: str, topology: str, host: str | None, debian: int = 13)
         "playbook_dir": str(ROOT / "playbooks"),
         "ansible_play_hosts": [item.name for item in inventory.get_hosts()],
         "ansible_check_mode": False,
-        **load(ROOT / "playbooks" / "vars" / "topology.yml"),
+        **({} if topology == "alone" else load(ROOT / "playbooks" / "vars" / "topology.yml")),
         "ansible_facts": gathered,
         **load(directory / "vars" / "main.yml"),
         **load(directory / "vars" / f"debian_{debian}.yml"),
