@@ -229,7 +229,7 @@ def publish_all(
         drifted.pop(pack.release_id, None)
     for release_id, paths in drifted.items():
         outcome.warnings.append(
-            f"{len(paths)} files of {release_id} are gone or damaged and its pack is not there, for example {paths[0]}"
+            f"files of {release_id} are gone or damaged ({len(paths)}, for example {paths[0]}), and so is its pack"
         )
     return manifests
 
