@@ -15,7 +15,6 @@ from ansible_collections.flotilla.django.plugins.module_utils._systemd_units_pla
     Unit,
     Wish,
     crashed_between,
-    healthy,
     hopeless,
 )
 
@@ -229,7 +228,7 @@ def wait_until_settled(
         for unit in first.values():
             if hopeless(unit):
                 raise failure(unit, "did not start")
-        late = [unit for unit in first.values() if not healthy(unit)]
+        late = [unit for unit in first.values() if unit.active_state != "active"]
         if not late:
             break
         if clock() >= deadline:
@@ -241,6 +240,6 @@ def wait_until_settled(
         sleep(min(POLL_SECONDS, max(0.0, end - clock())))
         last = look(names)
         for name, unit in last.items():
-            if not healthy(unit) or crashed_between(first[name], unit):
+            if unit.active_state != "active" or crashed_between(first[name], unit):
                 raise failure(unit, f"started, but did not stay up for {settle:g} seconds")
     return last

@@ -81,11 +81,6 @@ class Unit:
             return max(self.state_changed_at, self.started_at or 0)
         return self.started_at
 
-    @property
-    def runs_once(self) -> bool:
-        """A oneshot that is inactive again as soon as it has done its work."""
-        return self.kind == "oneshot" and not self.remain_after_exit
-
 
 @dataclass(frozen=True)
 class Step:
@@ -197,6 +192,11 @@ def _problem(wish: Wish, unit: Unit) -> str | None:
         return "does not exist"
     if unit.load_state in ("bad-setting", "error"):
         return f"cannot be loaded: {unit.load_error or unit.load_state}"
+    if wish.state == "started" and unit.kind == "oneshot" and not unit.remain_after_exit:
+        return (
+            "is of type oneshot without RemainAfterExit=yes, so whether it ran cannot be told; "
+            "add that to its unit file, or start the timer that runs it"
+        )
     if wish.enabled and unit.file_state == "static":
         return "cannot be enabled, because its unit file has no [Install] section"
     return None
@@ -221,12 +221,6 @@ def _state_step(wish: Wish, unit: Unit, paths: Paths, check_mode: bool) -> Step 
         stoppable = unit.running or unit.active_state in ("activating", "deactivating")
         return Step("stop", wish.name, f"is {unit.active_state}") if stoppable else None
     restart = newer_than(unit.started_at, wish.restart_on, paths, check_mode)
-    if unit.runs_once and unit.active_state == "inactive":
-        if unit.started_at is None:
-            return Step("start", wish.name, "has not run yet")
-        if unit.result != "success":
-            return Step("start", wish.name, f"its last run failed: {unit.result}")
-        return Step("start", wish.name, restart) if restart else None
     if not unit.running:
         return Step("start", wish.name, f"is {unit.active_state}")
     if restart:
@@ -237,16 +231,9 @@ def _state_step(wish: Wish, unit: Unit, paths: Paths, check_mode: bool) -> Step 
     return Step("reload" if unit.can_reload else "restart", wish.name, reload) if reload else None
 
 
-def healthy(unit: Unit) -> bool:
-    """Whether a unit that was started is as it should be right now."""
-    if unit.active_state == "active":
-        return True
-    return unit.runs_once and unit.active_state == "inactive" and unit.result == "success"
-
-
 def hopeless(unit: Unit) -> bool:
-    """Whether waiting longer cannot help."""
-    return unit.active_state == "failed" or (unit.active_state == "inactive" and not healthy(unit))
+    """Whether waiting longer for a unit that was started cannot help."""
+    return unit.active_state in ("failed", "inactive")
 
 
 def crashed_between(first: Unit, last: Unit) -> bool:

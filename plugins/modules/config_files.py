@@ -21,8 +21,8 @@ attributes:
   check_mode:
     support: full
     description: >-
-      Predicts exactly what would change. Owners, groups and parent directories may be missing in check mode, because the
-      package that brings them was not installed either. No validation command is run.
+      Predicts exactly what would change. Owners, groups and parent directories may be missing in check mode, because
+      the package that brings them was not installed either. No validation command is run.
   diff_mode:
     support: full
     description: Shows content, owner, group and mode; of a file with O(files[].secret_content) only that it differs.
@@ -59,7 +59,8 @@ options:
         type: str
       secret_content:
         description:
-          - What is in the file, never shown in diffs, results, logs or error messages, and neither is what was in it before.
+          - What is in the file, never shown in diffs, results, logs or error messages, and neither is what was in it
+            before.
         type: str
       target:
         description: Where the link points. Needed with, and only with, O(files[].state=link).
@@ -79,15 +80,15 @@ options:
         type: str
       validate:
         description:
-          - Command that must accept the new content before the file is replaced, run without a shell and with C(%s) for the
-            name of a temporary file in the same directory. Its name ends like that of the real file.
+          - Command that must accept the new content before the file is replaced, run without a shell and with C(%s)
+            for the name of a temporary file in the same directory. Its name ends like that of the real file.
         type: str
   validate:
     description:
-      - Commands that are run, without a shell, when all files are in place. When one ends with another status than 0 all files are
-        put back and the module fails with what the command printed.
-      - They are run when nothing changed, too. A run that was killed between writing and validating leaves files that nobody
-        has checked, and this finds them before a daemon is restarted.
+      - Commands that are run, without a shell, when all files are in place. When one ends with another status than 0
+        all files are put back and the module fails with what the command printed.
+      - They are run when nothing changed, too. A run that was killed between writing and validating leaves files that
+        nobody has checked, and this finds them before a daemon is restarted.
     type: list
     elements: str
     default: []

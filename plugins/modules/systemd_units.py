@@ -13,11 +13,11 @@ author:
   - The Flotilla maintainers (@flotilla)
 description:
   - Enables, starts, stops, restarts and reloads a list of units, in the order in which they are listed.
-  - Takes the place of handlers. A unit is restarted or reloaded when a file that it depends on changed after the unit was last
-    started or reloaded. That is read from the running system, so a run that was interrupted between writing a file and
-    restarting the daemon is finished by the next run.
-  - Reads the unit files again (daemon-reload) when systemd says that they changed on disk, when a unit is not known yet, or when a
-    unit file is among O(changed_paths).
+  - Takes the place of handlers. A unit is restarted or reloaded when a file that it depends on changed after the unit
+    was last started or reloaded. That is read from the running system, so a run that was interrupted between writing
+    a file and restarting the daemon is finished by the next run.
+  - Reads the unit files again (daemon-reload) when systemd says that they changed on disk, when a unit is not known
+    yet, or when a unit file is among O(changed_paths).
   - A unit that was started, restarted or reloaded must be active and stay so for O(settle) seconds.
 attributes:
   check_mode:
@@ -38,7 +38,8 @@ options:
     required: true
     suboptions:
       name:
-        description: Name of the unit; C(.service) is added when it has no suffix. Instances of templates work, templates don't.
+        description: >-
+          Name of the unit; C(.service) is added when it has no suffix. Instances of templates work, templates don't.
         type: str
         required: true
       enabled:
@@ -47,8 +48,8 @@ options:
       state:
         description:
           - Whether the unit runs. The default is V(started), or V(stopped) for a unit with O(units[].masked=true).
-          - A unit of type oneshot that does not remain active is started when it has never run since boot, when its last run failed,
-            or when a path of O(units[].restart_on) is newer than its last run.
+          - A unit of type oneshot needs C(RemainAfterExit=yes) to be V(started), because systemd forgets that it ran
+            otherwise.
         type: str
         choices: [started, stopped]
       masked:
@@ -56,9 +57,10 @@ options:
         type: bool
       restart_on:
         description:
-          - Absolute paths; the unit is restarted when one of them changed (content, owner or mode) after the unit started.
-          - A directory stands for itself and everything in it, a glob for what it matches. A symbolic link counts by itself and not by
-            what it points to, so that switching a link restarts the unit.
+          - Absolute paths; the unit is restarted when one of them changed (content, owner or mode) after the unit
+            started.
+          - A directory stands for itself and everything in it, a glob for what it matches. A symbolic link counts by
+            itself and not by what it points to, so that switching a link restarts the unit.
           - Don't name files here that the daemon itself writes.
         type: list
         elements: str
@@ -72,8 +74,8 @@ options:
         default: []
   changed_paths:
     description:
-      - The paths that this play changed, as returned by M(flotilla.django.config_files). They count also where the time of a file cannot
-        tell (a removed file, check mode).
+      - The paths that this play changed, as returned by M(flotilla.django.config_files). They count also where the
+        time of a file cannot tell (a removed file, check mode).
     type: list
     elements: str
     default: []

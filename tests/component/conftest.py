@@ -3,20 +3,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ansible
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LAB = "component"
 HOST = "static1"
+MODULES = "/var/tmp/flotilla-component-test"
 
 
 def lab_environment(**more: str) -> dict[str, str]:
@@ -43,27 +47,53 @@ class LabHost:
         assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
-    def module(self, name: str, arguments: dict[str, Any], *options: str) -> dict[str, Any]:
-        """The result of one module run on the host, with `failed` set or not."""
+    def module(self, name: str, arguments: dict[str, Any], check: bool = False) -> dict[str, Any]:
+        """The result of one run of a module of the collection on the host, under the host's own Python."""
         done = subprocess.run(
             [
-                str(Path(sys.executable).with_name("ansible")),
-                *("-i", str(ROOT / "inventories" / "lab"), self.name),
-                *("-m", f"flotilla.django.{name}", "-a", json.dumps(arguments), *options),
+                *(str(ROOT / "lab" / "lab"), "ssh", self.name, "--"),
+                f"PYTHONPATH={MODULES} python3 -m ansible_collections.flotilla.django.plugins.modules.{name}",
             ],
-            cwd=ROOT,
-            env=lab_environment(ANSIBLE_CALLBACK_RESULT_FORMAT="json", ANSIBLE_LOAD_CALLBACK_PLUGINS="false"),
-            stdin=subprocess.DEVNULL,
+            env=lab_environment(),
+            input=json.dumps({"ANSIBLE_MODULE_ARGS": {**arguments, "_ansible_check_mode": check}}),
             capture_output=True,
             text=True,
             timeout=120,
             check=False,
         )
-        _, found, answer = done.stdout.partition(" => ")
-        assert found, done.stdout + done.stderr
-        result: dict[str, Any] = json.JSONDecoder().raw_decode(answer)[0]
-        result.setdefault("failed", done.returncode != 0)
+        assert done.stdout.strip(), done.stderr
+        result: dict[str, Any] = json.loads(done.stdout)
+        result.setdefault("failed", False)
         return result
+
+    def install_modules(self) -> None:
+        """Puts the collection's modules and what they import of Ansible on the host.
+
+        Starting a module this way takes a fraction of the time that a run of Ansible takes.
+        """
+        packages = Path(ansible.__file__).parent.parent
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            for part in ("ansible/release.py", "ansible/module_utils"):
+                tar.add(packages / part, part, filter=_without_caches)
+            # Empty, as in what Ansible itself sends to a host.
+            tar.addfile(tarfile.TarInfo("ansible/__init__.py"))
+            for part in ("module_utils", "modules"):
+                tar.add(ROOT / "plugins" / part, f"ansible_collections/flotilla/django/plugins/{part}")
+        subprocess.run(
+            [
+                *(str(ROOT / "lab" / "lab"), "ssh", self.name, "--"),
+                f"rm -rf {MODULES}; mkdir -p {MODULES}; tar -xf - -C {MODULES} --no-same-owner",
+            ],
+            env=lab_environment(),
+            input=archive.getvalue(),
+            check=True,
+            timeout=60,
+        )
+
+
+def _without_caches(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    return None if "__pycache__" in member.name else member
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +113,9 @@ def lab_host() -> Iterator[LabHost]:
     lab("down")
     made = lab("up", HOST)
     assert made.returncode == 0, made.stdout + made.stderr
-    yield LabHost(HOST)
+    host = LabHost(HOST)
+    host.install_modules()
+    yield host
     lab("down")
 
 
