@@ -335,23 +335,25 @@ class Builder:
         """Put .gz and .br beside the text files. Compressors work outside Python's lock, so threads use all cores."""
         import brotli  # Debian's python3-brotli, on the build host only
 
-        def compress(path: Path) -> None:
-            content = path.read_bytes()
-            packer = zlib.compressobj(9, zlib.DEFLATED, 31)
-            gzipped = packer.compress(content) + packer.flush()
-            for suffix, packed in ((".gz", gzipped), (".br", brotli.compress(content, quality=11))):
-                if len(packed) < len(content):
-                    path.with_name(path.name + suffix).write_bytes(packed)
-
-        chosen = []
+        chosen: dict[bytes, list[Path]] = {}
         for entry in files.tree_entries(self.static, ""):
             path = entry.path
             if path.is_symlink() or not compressible(path.name, path.stat().st_size):
                 continue
             if not path.with_name(path.name + ".gz").exists() and not path.with_name(path.name + ".br").exists():
-                chosen.append(path)
+                # Under its plain and its hashed name a file is compressed once.
+                chosen.setdefault(hashlib.sha256(path.read_bytes()).digest(), []).append(path)
+
+        def compress(paths: list[Path]) -> None:
+            content = paths[0].read_bytes()
+            packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+            gzipped = packer.compress(content) + packer.flush()
+            for suffix, packed in ((".gz", gzipped), (".br", brotli.compress(content, quality=11))):
+                for path in paths if len(packed) < len(content) else []:
+                    path.with_name(path.name + suffix).write_bytes(packed)
+
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-            list(pool.map(compress, chosen))
+            list(pool.map(compress, chosen.values()))
 
     # The packs
 
@@ -385,13 +387,12 @@ class Builder:
         entries += [entry for entry in static if entry.name in node_names]
         self.packs.mkdir(parents=True, exist_ok=True, mode=0o755)
         packs: dict[str, dict[str, Any]] = {}
-        # The wheels are compressed already: the quickest level is enough for what else there is.
-        for kind, name, content, level in (
-            ("release", f"{order.release_id}.tar.gz", entries, 1),
-            ("static", f"{order.release_id}-static.tar.gz", static, 6),
+        for kind, name, content in (
+            ("release", f"{order.release_id}.tar.gz", entries),
+            ("static", f"{order.release_id}-static.tar.gz", static),
         ):
             temporary = self.packs / f".{name}"
-            packs[kind] = {"file": name, **files.write_pack(temporary, content, level)}
+            packs[kind] = {"file": name, **files.write_pack(temporary, content)}
             temporary.replace(self.packs / name)
             packs[kind]["mtime_ns"] = (self.packs / name).stat().st_mtime_ns
         # The time is no part of the archives: built again from the same wheels, they are the same.

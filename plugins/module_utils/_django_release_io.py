@@ -207,11 +207,12 @@ def tree_entries(directory: Path, prefix: str, wanted: Callable[[str], bool] = l
     return entries
 
 
-def write_pack(target: Path, entries: Iterable[Entry], level: int) -> dict[str, Any]:
+def write_pack(target: Path, entries: Iterable[Entry]) -> dict[str, Any]:
     """Write a deterministic .tar.gz beside its final place; return its name, hash and size. The caller renames it."""
+    # Most of it is compressed already: the quickest level is enough for the rest.
     with (
         target.open("wb") as raw,
-        gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=level, mtime=0) as packed,
+        gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=1, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
         for entry in sorted(entries, key=lambda item: item.name):
