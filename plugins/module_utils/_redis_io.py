@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: Contributors to Flotilla
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""A Redis client of the standard library alone (RESP 2), and the questions and orders that the modules have for a member."""
+"""A Redis client of the standard library alone (RESP 2), and what the modules ask a member and tell it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ansible_collections.flotilla.django.plugins.module_utils._redis_plan import
     settings_to_set,
 )
 
-# A user that exists for a moment, switched off and without a password, to see how this Redis writes down a list of rules.
+# A user that exists for a moment, switched off, to see how this Redis writes down a list of rules.
 SCRATCH_USER = "flotilla-compare"
 
 
@@ -120,8 +120,8 @@ def differing_settings(client: Client, wanted: Mapping[str, str]) -> dict[str, s
 def differing_users(client: Client, wanted: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:
     """Names of the users to set and to delete.
 
-    Redis writes rules down in its own words, differently in each version. So it is asked what the wanted rules look like:
-    a scratch user gets them for the time of the comparison.
+    Redis writes rules down in its own words, differently in each version. So it is asked what the wanted rules look
+    like: a scratch user gets them for the time of the comparison.
     """
     to_set = []
     try:
@@ -147,7 +147,7 @@ def _comparable(user: Sequence[Any], enabled: bool | None = None) -> tuple[dict[
 def set_users(
     client: Client, wanted: Mapping[str, Sequence[str]], to_set: Sequence[str], to_delete: Sequence[str]
 ) -> None:
-    """Changes users in place. Unlike ACL LOAD, which on Redis 7.0 ends the connections of every user, changed or not."""
+    """Changes users in place. Unlike ACL LOAD of Redis 7.0, which ends everybody's connections."""
     for name in to_set:
         client.call("ACL", "SETUSER", name, "reset", *wanted[name])
     if to_delete:

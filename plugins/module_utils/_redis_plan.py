@@ -82,8 +82,9 @@ def find_master(nodes: Sequence[Node]) -> Node | None:
             f"{node.name} ({node.address}) has {node.keys} keys and {node.replicas} replicas" for node in real
         )
         raise ValueError(
-            f"{len(real)} members say that they are the master: {what}. Nothing is changed, because one of them would lose "
-            "its data. Choose one, and run on each other one: REPLICAOF <address of the chosen one> <port>, CONFIG REWRITE"
+            f"{len(real)} members say that they are the master: {what}. Nothing is changed, because one of them would "
+            "lose its data. Choose one, and run on each other one: REPLICAOF <address of the chosen one> <port>, "
+            "CONFIG REWRITE"
         )
     if real:
         return real[0]
@@ -168,8 +169,8 @@ def topology_seed(nodes: Sequence[Node], own_name: str, port: int, initial_maste
 
 def parse_info(text: str) -> dict[str, str]:
     """The fields of an INFO reply."""
-    fields = (line.split(":", 1) for line in text.splitlines() if ":" in line and not line.startswith("#"))
-    return {name: value for name, value in fields}
+    lines = (line for line in text.splitlines() if ":" in line and not line.startswith("#"))
+    return {line.split(":", 1)[0]: line.split(":", 1)[1] for line in lines}
 
 
 def node_from_info(name: str, address: str, info: Mapping[str, str]) -> Node:

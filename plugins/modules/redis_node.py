@@ -12,9 +12,10 @@ version_added: 0.1.0
 author:
   - The Flotilla maintainers (@flotilla)
 description:
-  - Gives the running Redis the settings and users of its files with C(CONFIG SET) and C(ACL SETUSER). No connection is closed.
-  - Asks all members who is the master and lets this one follow it. Where no member is the master, all of them have answered and
-    this one loses nothing by it, it becomes the master. C(CONFIG REWRITE) makes that last.
+  - Gives the running Redis the settings and users of its files with C(CONFIG SET) and C(ACL SETUSER). No connection
+    is closed.
+  - Asks all members who is the master and lets this one follow it. Where no member is the master, all of them have
+    answered and this one loses nothing by it, it becomes the master. C(CONFIG REWRITE) makes that last.
   - Never moves a master that holds data. Two masters that hold data are refused.
   - Waits until a replica is in step with the master. Fails after O(wait) seconds.
 attributes:
@@ -47,7 +48,8 @@ options:
     type: str
     required: true
   initial_master:
-    description: Name of the member that becomes the master of a tier without any data. The first one of O(members) by default.
+    description:
+      - Name of the member that becomes the master of a tier without any data. The first one of O(members) by default.
     type: str
   port:
     description: TCP port of Redis on every member.

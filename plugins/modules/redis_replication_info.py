@@ -12,10 +12,10 @@ version_added: 0.1.0
 author:
   - The Flotilla maintainers (@flotilla)
 description:
-  - Asks every member at the same time, over the network, for its role, its link to the master, its offset and its number of keys,
-    and says who is the master. It never assumes it.
-  - With O(node) it also says what that member has to do, what differs from its configuration files, and some facts of the host
-    on which it runs.
+  - Asks every member at the same time for its role, its link to the master, its offset and its number of
+    keys, and says who is the master. It never assumes it.
+  - With O(node) it also says what that member has to do, what differs from its configuration files, and some
+    facts of the host on which it runs.
   - Speaks to Redis itself, with the standard library of Python alone. The password is on no command line.
 attributes:
   check_mode:
@@ -62,7 +62,8 @@ options:
     description: Name of the member on which the module runs. Leave it out on other hosts.
     type: str
   initial_master:
-    description: Name of the member that becomes the master of a tier without any data. The first one of O(members) by default.
+    description:
+      - Name of the member that becomes the master of a tier without any data. The first one of O(members) by default.
     type: str
   config_paths:
     description: Files with settings that the running Redis should have. Compared when O(node) is given.
@@ -120,7 +121,8 @@ nodes:
       description: Its address.
       type: str
     state:
-      description: One of V(up), V(loading), V(refused) (no Redis listens there), V(unreachable), V(denied) (user or password wrong).
+      description:
+        - V(up), V(loading), V(refused) (no Redis listens there), V(unreachable), V(denied) (user or password wrong).
       type: str
     role:
       description: V(master), V(replica), or empty when it did not answer.

@@ -106,7 +106,7 @@ class Site:
             self.counters.clear()
             self.fault = ""
         if self.fault == "old sessions":
-            self.counters = {session: 2 for session in self.counters}
+            self.counters = dict.fromkeys(self.counters, 2)
             self.fault = ""
         return self.fault != "written without a word"
 

@@ -56,7 +56,10 @@ CASES: dict[str, tuple[list[Node], list[tuple[str, str]]]] = {
         [down("cache1"), down("cache2"), down("cache3")],
         [("wait", ""), ("wait", ""), ("wait", "")],
     ),
-    "all are new: the initial master becomes it": (NEW, [("promote", "cache1"), ("wait", "cache1"), ("wait", "cache1")]),
+    "all are new: the initial master becomes it": (
+        NEW,
+        [("promote", "cache1"), ("wait", "cache1"), ("wait", "cache1")],
+    ),
     "all are new, the initial master already is it": (
         [master("cache1", keys=0, replicas=0), *NEW[1:]],
         [("stay", "cache1"), ("follow", "cache1"), ("follow", "cache1")],

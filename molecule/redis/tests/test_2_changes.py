@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What happens to a tier, and what the next run makes of it. Each test leaves the tier with one master and two replicas."""
+"""What happens to a tier, and what the next run makes of it."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 from redis_tier import HOSTS, Tier, wait_for
@@ -74,8 +76,9 @@ def test_a_moved_master_is_still_it_after_a_restart(tier: Tier) -> None:
 def test_settings_and_users_change_without_a_restart(tier: Tier) -> None:
     before = [started(tier, host) for host in HOSTS]
     with tier.client("cache1", "django") as held:
-        extra = '{"redis_maxmemory_mb": 80, "redis_extra_settings": {"hz": 20}, "redis_extra_users": [{"name": "reader",'
-        run = tier.converge("-e", extra + ' "password": "p", "rules": "~* +get"}]}')
+        reader = {"name": "reader", "password": "p", "rules": "~* +get"}
+        extra = {"redis_maxmemory_mb": 80, "redis_extra_settings": {"hz": 20}, "redis_extra_users": [reader]}
+        run = tier.converge("-e", json.dumps(extra))
         assert run.returncode == 0, run.output[-3000:]
         assert held.call("PING") == "PONG", "the connection of another user was closed"
     for host in HOSTS:
@@ -99,7 +102,8 @@ def test_settings_and_users_change_without_a_restart(tier: Tier) -> None:
 
 @pytest.mark.full
 def test_new_passwords(tier: Tier) -> None:
-    passwords = {"redis_admin_password": "a" * 32, "cluster_redis_password": "b" * 32, "redis_replication_password": "c" * 32}
+    names = ["redis_admin_password", "cluster_redis_password", "redis_replication_password"]
+    passwords = {name: letter * 32 for name, letter in zip(names, "abc", strict=True)}
     arguments = [word for name, value in passwords.items() for word in ("-e", f"{name}={value}")]
     run = tier.converge(*arguments)
     assert run.returncode == 0, run.output[-3000:]
