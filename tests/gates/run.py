@@ -35,7 +35,8 @@ JOBS = int(os.environ.get("TEST_JOBS", "2"))
 BOTH_RELEASES = ("single",)
 DOCS_LINT = ("lint-collection-docs", "--plugin-docs", "--validate-collection-refs", "self", ".")
 TAIL = 40
-COUNT = re.compile(r"^=+ .*?(?=\d+ (?:passed|failed|error|skipped)).* in [\d.]+s.*=+\s*$", re.MULTILINE)
+# pytest's last line, with or without its frame: "=== 1 failed, 3 passed in 3.20s ===", "4 passed in 65.01s (0:01:05)".
+COUNT = re.compile(r"^(?:=+ )?(\d+ [a-z]+(?:, \d+ [a-z]+)*) in [\d.]+s(?: \([\d:]+\))?(?: =+)?$", re.MULTILINE)
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -142,7 +143,8 @@ def _count_junit(result: Result) -> None:
 
 def _count_molecule(result: Result) -> None:
     """The scenario (made, converged, idempotent, removed) counts as one, its testinfra tests as what they are."""
-    for line in COUNT.findall(COLOUR.sub("", result.stage.log.read_text(encoding="utf-8", errors="replace"))):
+    text = COLOUR.sub("", result.stage.log.read_text(encoding="utf-8", errors="replace"))
+    for line in COUNT.findall(text):
         for number, word in re.findall(r"(\d+) (passed|failed|error|skipped)", line):
             key = "failed" if word == "error" else word
             setattr(result, key, getattr(result, key) + int(number))

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The runner of the tests counts what ran, and fails when something failed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import run
+
+PASSES = "def test_a(): pass\ndef test_b(): pass\n"
+FAILS = "import pytest\ndef test_a(): assert 0\ndef test_b(): pass\n@pytest.mark.skip\ndef test_c(): pass\n"
+
+
+@pytest.fixture(autouse=True)
+def _logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(run, "LOGS", tmp_path)
+
+
+def results(*stages: run.Stage) -> list[run.Result]:
+    runner = run.Runner()
+    runner.run(list(stages), 2)
+    return sorted(runner.results, key=lambda result: result.stage.name)
+
+
+@pytest.mark.parametrize(
+    ("code", "log", "passed", "failed", "skipped"),
+    [
+        pytest.param(0, "===== 4 passed in 0.80s =====", 5, 0, 0, id="framed"),
+        pytest.param(0, "4 passed, 1 skipped in 65.01s (0:01:05)", 5, 0, 1, id="quiet"),
+        pytest.param(0, "\x1b[32m=== \x1b[1m4 passed\x1b[0m, 2 warnings in 0.80s ===\x1b[0m", 5, 0, 0, id="coloured"),
+        pytest.param(1, "=== 1 failed, 3 passed, 1 error in 3.20s ===", 3, 2, 0, id="tests-failed"),
+        pytest.param(2, "TASK [Install] fatal: failed=1", 0, 1, 0, id="converge-failed"),
+        pytest.param(0, "=== 2 passed in 1.00s ===\nthen\n=== 3 passed in 1.00s ===", 6, 0, 0, id="two-runs"),
+    ],
+)
+def test_a_scenario_counts_itself_and_its_tests(code: int, log: str, passed: int, failed: int, skipped: int) -> None:
+    script = f"import sys; sys.stdout.write({log!r} + chr(10)); sys.exit({code})"
+    (result,) = results(run.Stage("molecule:x:debian13", (sys.executable, "-c", script)))
+    assert (result.code, result.passed, result.failed, result.skipped) == (code, passed, failed, skipped)
+
+
+@pytest.mark.parametrize(
+    ("source", "passed", "failed", "skipped"),
+    [(PASSES, 2, 0, 0), (FAILS, 1, 1, 1), ("import nothing_of_that_name\n", 0, 1, 0), ("", 0, 1, 0)],
+    ids=["passes", "fails", "broken", "empty"],
+)
+def test_pytest_is_counted_test_by_test(tmp_path: Path, source: str, passed: int, failed: int, skipped: int) -> None:
+    (tmp_path / "test_x.py").write_text(source, encoding="utf-8")
+    junit = run.Stage("unit", ()).junit
+    command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}", str(tmp_path))
+    (result,) = results(run.Stage("unit", command))
+    assert (result.passed, result.failed, result.skipped) == (passed, failed, skipped)
+    assert bool(result.code) == bool(failed)
+
+
+def test_a_stage_that_hangs_is_ended_with_its_children() -> None:
+    script = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(3333.25)'])"
+    (result,) = results(run.Stage("gate", (sys.executable, "-c", script), minutes=0.02))
+    assert (result.passed, result.failed) == (0, 1)
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert "sleep(3333.25)" not in listed.replace(script, "")
+
+
+def test_one_failure_does_not_hide_behind_another_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    good = run.Stage("good", (sys.executable, "-c", "print('said by good')"))
+    bad = run.Stage("bad", (sys.executable, "-c", "print('said by bad'); exit(1)"))
+    assert [(result.stage.name, result.failed) for result in results(good, bad)] == [("bad", 1), ("good", 0)]
+    output = capsys.readouterr().out
+    assert "said by bad" in output and "said by good" not in output
