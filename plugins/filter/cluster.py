@@ -36,7 +36,8 @@ def _value(variables: Any, name: str) -> Any:
 
 
 def _first_line(error: object) -> str:
-    return str(error).strip().split("\n", 1)[0]
+    text = str(error).strip().split("\n", 1)[0]
+    return text.removeprefix("A captured exception marker was tripped: ")
 
 
 def _tiers(groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
