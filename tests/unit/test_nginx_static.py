@@ -93,7 +93,7 @@ def test_headers_are_added_in_one_place_only() -> None:
 
 
 def test_no_open_file_cache() -> None:
-    assert not re.search(r"^\s*open_file_cache", render(ROLE, "nginx.conf.j2"), re.M)
+    assert "open_file_cache" not in re.sub("#.*", "", render(ROLE, "nginx.conf.j2"))
 
 
 def access(text: str) -> tuple[list[str], list[str]]:
@@ -119,6 +119,18 @@ def test_clients_named_by_the_balancer_do_not_count_for_packs() -> None:
     assert text.index("real_ip_header") > text.index("listen_public.conf")
     assert "real_ip" not in text[text.index("listen_internal.conf") :]
     assert re.findall(r"set_real_ip_from (.*);", text) == ["192.0.2.11", "192.0.2.12", "192.0.2.13"]
+
+
+@pytest.mark.parametrize("path", ["/assets", "assets/", "/assets/", "assets"])
+def test_a_path_without_its_slashes_opens_no_other_directory(path: str) -> None:
+    text = render(ROLE, "nginx.conf.j2", {"nginx_static_url_path": path})
+    assert "location ^~ /assets/ {" in text
+    assert '"~^1:/assets/"' in text
+
+
+def test_health_is_where_the_balancers_look() -> None:
+    assert "location = /-/health {" in render(ROLE, "nginx.conf.j2")
+    assert "location = /up {" in render(ROLE, "nginx.conf.j2", {"cluster_health_path": "/up"})
 
 
 def test_brotli_can_be_left_out() -> None:

@@ -322,13 +322,14 @@ def peer(tmp_path: Path) -> Iterator[tuple[Server, str]]:
 
 def test_a_replaced_server_fetches_what_its_peer_has(server: Server, peer: tuple[Server, str]) -> None:
     other, url = peer
-    other.pack("r2", {"x": "22"}, 2)
-    other.pack("r1", {"x": "1", "one": "1"}, 1)
+    # Their age decides, not the order in which they are listed.
+    other.pack("r1", {"x": "22"}, 2)
+    other.pack("r2", {"x": "1", "one": "1"}, 1)
     (other.root / "releases/r1.tar.gz").write_bytes(b"wheels")
     (other.root / "releases/passwd").write_bytes(b"not a pack")
     assert server.ok(check=True, peers=[url])["fetched"] == ["r1-static.tar.gz", "r1.tar.gz", "r2-static.tar.gz"]
     assert list((server.root / "releases").iterdir()) == []
-    assert server.ok(peers=[url])["published"] == ["r1", "r2"]
+    assert server.ok(peers=[url])["published"] == ["r2", "r1"]
     other.ok()
     assert server.tree() == other.tree() == {"x": "22", "one": "1"}
     assert (server.root / "releases/r1.tar.gz").read_bytes() == b"wheels"
