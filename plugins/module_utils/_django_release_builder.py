@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -103,6 +104,7 @@ class Builder:
     tools: Path = Path("/opt/flotilla/uv")
     work: Path = Path("/var/lib/flotilla/build")
     packs: Path = Path("/var/lib/flotilla/releases")
+    home: Path = Path("/srv/django")
     clock: Clock = field(default_factory=Clock)
 
     def build(self) -> dict[str, Any]:
@@ -124,6 +126,8 @@ class Builder:
             files.install_wheels(
                 uv, self.directory, self.directory / "venv", cache=self.work / "cache/uv", account=self.account
             )
+        with self.clock.step("compile"):
+            self._compile()
         with self.clock.step("settings"):
             probe = self._probe()
         with self.clock.step("commands"):
@@ -320,6 +324,15 @@ class Builder:
         pins = [wheel_requirement(path.name, files.sha256_file(path)) for path in wheels.glob("*.whl")]
         (self.directory / "requirements.txt").write_text(write_requirements(pins), encoding="utf-8")
 
+    def _compile(self) -> None:
+        """Compile the packages once for all nodes, under their names there and valid whatever their time is."""
+        final = self.home / "releases" / self.order.release_id / "venv"
+        command = [PYTHON, "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash"]
+        command += ["-s", "venv", "-p", str(final), "venv/lib"]
+        environment = {"PYTHONHASHSEED": "0"}
+        with contextlib.suppress(ReleaseError):  # some packages carry files that are templates of Python files
+            run(command, what="compileall", account=self.account, environment=environment, cwd=self.directory)
+
     # The project
 
     def _probe(self) -> dict[str, Any]:
@@ -383,6 +396,7 @@ class Builder:
         entries += files.tree_entries(self.source, "source/", wanted)
         entries += files.tree_entries(directory / "wheels", "wheels/")
         entries.append(Entry("tools/uv", self.tools / "bin/uv"))
+        entries += files.tree_entries(self.directory / "venv/lib", "pycache/lib/", files.is_compiled)
         node_names = {f"static/{name}" for name in NODE_STATIC_FILES}
         entries += [entry for entry in static if entry.name in node_names]
         self.packs.mkdir(parents=True, exist_ok=True, mode=0o755)

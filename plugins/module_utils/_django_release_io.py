@@ -473,11 +473,13 @@ class Installer:
         with self.clock.step("install"):
             install_wheels(target / "tools/uv", target, target / "venv", cache=target / ".cache")
         with self.clock.step("compile"):
-            # The system's own Python compiles: no code of a wheel is run, and the service user cannot write.
-            compiled = [PYTHON, "-I", "-m", "compileall", "-q", "-j", "0", "venv/lib", "source"]
+            place_compiled(target / "pycache", target / "venv")
+            # The system's own Python compiles: no code of the project is run, and the service user cannot write.
+            compiled = [PYTHON, "-I", "-m", "compileall", "-q", "source"]
             with contextlib.suppress(ReleaseError):  # some packages carry files that are templates of Python files
                 run(compiled, what="compileall", cwd=target)
-        for name_ in ("wheels", "tools", ".cache"):
+        (target / "venv/.lock").unlink(missing_ok=True)  # uv leaves it writable for everybody
+        for name_ in ("wheels", "tools", "pycache", ".cache"):
             shutil.rmtree(target / name_, ignore_errors=True)
         os.sync()
         hidden.rename(target / "release.json")
@@ -506,6 +508,21 @@ class Installer:
                 else:
                     path.unlink()
         return sorted(removed)
+
+
+def is_compiled(name: str) -> bool:
+    """Pick the compiled files of a tree; directories, asked for as `name/x`, are all walked."""
+    return name.endswith(("/x", ".pyc"))
+
+
+def place_compiled(compiled: Path, venv: Path) -> None:
+    """Move the directories of compiled files beside the files that they were made from."""
+    for root, directories, _files in os.walk(compiled):
+        if "__pycache__" in directories:
+            directories.remove("__pycache__")
+            place = venv / Path(root).relative_to(compiled)
+            if place.is_dir() and not (place / "__pycache__").exists():
+                (Path(root) / "__pycache__").rename(place / "__pycache__")
 
 
 def uv_environment(cache: Path) -> dict[str, str]:

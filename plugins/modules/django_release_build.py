@@ -133,7 +133,7 @@ options:
     type: path
     default: /opt/flotilla/uv
   home:
-    description: Where releases are installed; the archives of its C(current) and C(previous) are never removed.
+    description: Where the nodes have their releases; the archives of C(current) and C(previous) are never removed.
     type: path
     default: /srv/django
   keep:
@@ -301,6 +301,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
             tools=Path(params["tools"]),
             work=Path(params["work"]),
             packs=directory,
+            home=home,
             clock=clock,
         )
         index = builder.build()
