@@ -91,7 +91,15 @@ class Site:
 
     def build(self, check: bool = False, **more: Any) -> dict[str, Any]:
         source = self.source()
-        names = ("version", "source_sha256", "manage", "settings_module", "wsgi_module", "python_path", "lock_file")
+        names: tuple[str, ...] = (
+            "version",
+            "source_sha256",
+            "manage",
+            "settings_module",
+            "wsgi_module",
+            "python_path",
+            "lock_file",
+        )
         names += ("lock_kind", "requires_python", "requires_python_source")
         arguments = {
             **{name: source[name] for name in names},

@@ -101,7 +101,9 @@ def test_a_pack_counts_only_as_it_was_written(packs: Path, damage: str, sound: b
         content = path.read_bytes()
         path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
     elif damage == "longer":
+        written = path.stat().st_mtime_ns
         path.write_bytes(path.read_bytes() + b"x")
+        os.utime(path, ns=(written, written))
     elif damage == "gone":
         path.unlink()
     elif damage == "no static":
