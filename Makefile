@@ -15,7 +15,9 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 22
 
 venv: .venv/.stamp-test ## .venv with everything pinned in requirements/
+	@:
 venv-controller: .venv/.stamp-controller
+	@:
 
 # The stamps are younger than what they were made from; a satisfied set costs nothing.
 .venv/.stamp-controller: requirements/controller.txt requirements/uv.txt requirements/venv
