@@ -258,6 +258,7 @@ def _certificate_problems(
         pem, key = (hosts[name].get(f"haproxy_tls_{part}") or "" for part in ("certificate", "key"))
         if isinstance(pem, Broken) or isinstance(key, Broken) or not (pem or key):
             continue
+        problem: str | None
         if not key:
             problem = "haproxy_tls_key {on}: is not set although haproxy_tls_certificate is, wants its private key"
         elif not pem:
