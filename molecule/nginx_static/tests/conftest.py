@@ -22,7 +22,7 @@ def tier() -> Tier:
 
     from tests.cluster import Lab
 
-    static = Tier(Lab(os.environ.get("LAB_NAME", "molecule-nginx_static")))
+    static = Tier(Lab(os.environ.get("LAB_NAME", "molecule-nginx-static")))
     static.wipe("static1", "static2")
     assert {static.get(host, "/-/health").status for host in static.address} == {503}, "healthy without a release"
     for host in static.address:
