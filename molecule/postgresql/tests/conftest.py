@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parents[2])]
+
+from postgresql_tier import Tier
+
+from tests.cluster import Lab
+
+
+@pytest.fixture(scope="session")
+def tier() -> Tier:
+    return Tier(Lab(os.environ.get("LAB_NAME", "molecule-postgresql")))
