@@ -225,13 +225,11 @@ def test_a_release_from_source_to_node(site: Site, nginx: None) -> None:
     assert host.run(f"{check} 'import django, shop.wsgi, gunicorn; print(gunicorn.__version__)'") == "27.0.1\n"
     assert not site.install(build)["changed"]
 
-    # An installation that was interrupted is begun anew; so is one whose mark is there and whose venv is not.
+    # An installation that was interrupted is begun anew.
     host.run(f"rm {release}/release.json; rm -rf {release}/venv/lib; touch {TOP}/home/releases/.tmp-x.tar.gz")
     assert site.install(build, check=True)["changed"]
     assert site.install(build)["installed"]
     assert host.run(f"ls -A {TOP}/home/releases").split() == [name]
-    host.run(f"rm -rf {release}/venv")
-    assert site.install(build)["installed"]
 
     # A server with another content under that name is not believed, nor is a pack for another Python.
     host.run(f"rm -rf {release}; cp {TOP}/packs/{name}-static.tar.gz {TOP}/static/releases/{name}.tar.gz")
