@@ -120,7 +120,7 @@ def test_no_secret_where_others_can_read_it(tier: Tier, host: str) -> None:
         listed = tier.lab.ssh(
             host,
             'read -r s; ps -eo args | grep -F -- "$s" | grep -v grep; '
-            "find /etc /srv /usr/local /var/log /var/cache/django /run /tmp -xdev -type f -perm -o=r -size -4096k -print0 "
+            "find /etc /srv /usr/local /var/log /var/cache /run /tmp -xdev -type f -perm -o=r -size -4096k -print0 "
             '2>/dev/null | xargs -0 grep -lF -f <(echo "$s") --; true',
             stdin=secret + "\n",
         )

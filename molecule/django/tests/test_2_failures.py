@@ -179,6 +179,8 @@ def broken_release(tier: Tier, host: str, name: str, wsgi: str) -> str:
     tier.lab.ssh(
         host,
         f"cd /srv/django/releases && rm -rf {name} && cp -a --reflink=auto {current} {name} && "
+        # Compiled modules are not compared with their source.
+        f"find {name}/source -name __pycache__ -prune -exec rm -r {{}} + && "
         f"sed -i 's/{current}/{name}/g' {name}/release.json && cat > {name}/source/lighthouse/wsgi.py",
         stdin=wsgi,
     )
@@ -199,7 +201,7 @@ def test_broken_release_is_taken_back(tier: Tier, name: str, wsgi: str, expected
     try:
         result = tier.runtime("app2", name)
 
-        assert result["failed"]
+        assert result.get("failed"), result
         assert expected in result["msg"]
         assert f"Release {former} was put back and runs" in result["msg"]
         assert tier.release("app2") == former == tier.health("app2")[1]["release"]

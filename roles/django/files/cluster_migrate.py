@@ -48,7 +48,7 @@ def _take_lock(connection: Any, seconds: float) -> bool:
 def _migrate(retries: int) -> None:
     """Run migrate; a migration that got no lock on its table is tried again after a pause that grows."""
     from django.core.management import call_command
-    from django.db import OperationalError, connection
+    from django.db import OperationalError, connections
 
     for attempt in range(retries + 1):
         try:
@@ -60,7 +60,11 @@ def _migrate(retries: int) -> None:
                 raise
             pause = min(2.0 * (attempt + 1), 10.0)
             print(f"a table was locked for more than {LOCK_TIMEOUT}; again in {pause:g} s", file=sys.stderr)
-            connection.close()
+            # A schema editor that failed at its end leaves its connection inside a transaction for good: take another.
+            failed = connections["default"]
+            connections["default"] = connections.create_connection("default")
+            if failed.connection is not None:
+                failed.connection.close()
             time.sleep(pause)
 
 

@@ -5,8 +5,9 @@ Given all members of a replicated Redis, a connection goes to the one that says 
 target_session_attrs=read-write. It looks again whenever it has to reconnect and when the server it talks to turns out
 to have become a replica. Nothing has to be told to Django after a failover.
 
-When no master is found, the search is not repeated for RETRY_AFTER seconds: during an outage requests cost
-milliseconds rather than the sum of all timeouts. django-redis with IGNORE_EXCEPTIONS turns the error into a miss.
+When no master is found, the search is not repeated for RETRY_AFTER seconds, and for twice as long each time after,
+up to RETRY_AFTER_MOST: during an outage requests cost milliseconds rather than the sum of all timeouts. django-redis
+with IGNORE_EXCEPTIONS turns the error into a miss.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 RETRY_AFTER = 1.0
+RETRY_AFTER_MOST = 8.0
 Member = tuple[str, int]
 logger = logging.getLogger("cluster.redis")
 
@@ -37,6 +39,7 @@ class Members:
         self._clock = clock
         self._master: Member | None = None
         self._quiet_until = 0.0
+        self._pause = RETRY_AFTER
         self._was_lost = False
         self._lock = threading.Lock()
 
@@ -52,13 +55,16 @@ class Members:
             self._was_lost = False
             self._master = member
             self._quiet_until = 0.0
+            self._pause = RETRY_AFTER
 
     def lost(self, reason: str) -> None:
         with self._lock:
             if not self._was_lost:
                 logger.error("No usable Redis master: %s", reason)
             self._was_lost = True
-            self._quiet_until = self._clock() + RETRY_AFTER
+            if not self.is_quiet():
+                self._quiet_until = self._clock() + self._pause
+                self._pause = min(2 * self._pause, RETRY_AFTER_MOST)
 
     def is_quiet(self) -> bool:
         return self._clock() < self._quiet_until
