@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-
 from ansible_collections.flotilla.django.plugins.module_utils import (
     _postgresql_settings_plan as settings_plan,
 )
@@ -18,7 +17,10 @@ from ansible_collections.flotilla.django.plugins.module_utils import (
 
 
 def postgresql_topology_plan(
-    members: Sequence[Mapping[str, Any]], self_name: str, initial_primary: str, inspected: Mapping[str, Mapping[str, Any]]
+    members: Sequence[Mapping[str, Any]],
+    self_name: str,
+    initial_primary: str,
+    inspected: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Decide what one member does."""
     try:

@@ -75,7 +75,7 @@ class ReplicationConnection:
         return [None if value is None else value.decode() for value in values]
 
     def renew_slot(self, slot: str, patience: float) -> None:
-        """Make the slot anew, holding WAL from now on. The sender of an interrupted clone may need a moment to go away."""
+        """Make the slot anew, holding WAL from now on. The sender of an interrupted clone may need a moment."""
         deadline = time.monotonic() + patience
         while True:
             try:
@@ -88,7 +88,8 @@ class ReplicationConnection:
                     raise
                 if time.monotonic() > deadline:
                     raise io.PostgresqlError(
-                        f"the slot {slot} is in use on the primary: another server streams under this member's name ({error})"
+                        f"the slot {slot} is in use on the primary: another server streams under this member's "
+                        f"name ({error})"
                     ) from error
             time.sleep(1)
 
@@ -150,7 +151,9 @@ def clone(cluster: io.Cluster, source: Source, slot: str, max_rate: int, timeout
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise io.PostgresqlError(f"another run is cloning into {data} right now: wait until it has ended") from error
+            raise io.PostgresqlError(
+                f"another run is cloning into {data} right now: wait until it has ended"
+            ) from error
         if copy.exists():
             shutil.rmtree(copy)
         connection = ReplicationConnection(source)

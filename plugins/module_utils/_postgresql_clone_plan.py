@@ -8,7 +8,9 @@ import re
 from collections.abc import Sequence
 
 # Settings of the source that must not follow its data: this member's own come from its own files.
-_OWN = re.compile(r"^\s*(primary_conninfo|primary_slot_name|recovery_\w+|restore_command|archive_cleanup_command)\b", re.IGNORECASE)
+_OWN = re.compile(
+    r"^\s*(primary_conninfo|primary_slot_name|recovery_\w+|restore_command|archive_cleanup_command)\b", re.IGNORECASE
+)
 
 
 def choose(data: str, running: bool, standby_signal: bool, methods: Sequence[str]) -> str:
@@ -18,12 +20,15 @@ def choose(data: str, running: bool, standby_signal: bool, methods: Sequence[str
             raise ValueError("the data directory is empty and a clone is not among the allowed methods")
         return "clone"
     if data == "foreign":
-        raise ValueError("the data directory is not empty, but it is no complete cluster: nothing was touched, move it away")
+        raise ValueError(
+            "the data directory is not empty, but it is no complete cluster: nothing was touched, move it away"
+        )
     if standby_signal:
         return "none"
     state = "runs as" if running else "holds"
     raise ValueError(
-        f"the data directory {state} a primary: it is never overwritten. Bring a former primary back with playbooks/rejoin.yml, "
+        f"the data directory {state} a primary: it is never overwritten. Bring a former primary back with "
+        "playbooks/rejoin.yml, "
         "or move its data directory away"
     )
 

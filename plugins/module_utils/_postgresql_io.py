@@ -218,13 +218,18 @@ def peer_error_state(error: str) -> str:
     return "rejected" if "FATAL:" in error else "unreachable"
 
 
-def ask_peers(peers: Sequence[Mapping[str, str]], port: int, user: str, password: str, timeout: int) -> dict[str, dict[str, Any]]:
+def ask_peers(
+    peers: Sequence[Mapping[str, str]], port: int, user: str, password: str, timeout: int
+) -> dict[str, dict[str, Any]]:
     """Ask all peers at the same time; a frozen one costs the timeout, not more."""
     answers: dict[str, dict[str, Any]] = {
         peer["name"]: {"state": "unreachable", "error": f"no answer within {timeout} s"} for peer in peers
     }
     if psycopg is None:
-        return {peer["name"]: {"state": "unreachable", "error": "python3-psycopg is not installed on this host"} for peer in peers}
+        return {
+            peer["name"]: {"state": "unreachable", "error": "python3-psycopg is not installed on this host"}
+            for peer in peers
+        }
 
     def ask(name: str, address: str) -> None:
         try:
@@ -247,7 +252,8 @@ SELECT pg_is_in_recovery() AS in_recovery,
        (SELECT timeline_id FROM pg_control_checkpoint()) AS checkpoint_timeline,
        (SELECT min_recovery_end_timeline FROM pg_control_recovery()) AS recovery_timeline,
        CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text AS lsn,
-       CASE WHEN pg_is_in_recovery() THEN NULL ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END AS wal_timeline,
+       CASE WHEN NOT pg_is_in_recovery() THEN substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END
+         AS wal_timeline,
        CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() END::text AS receive_lsn,
        current_setting('synchronous_standby_names') AS synchronous_standby_names,
        current_setting('data_checksums') = 'on' AS checksums,
@@ -257,20 +263,21 @@ SELECT pg_is_in_recovery() AS in_recovery,
 """
 
 _UPSTREAM = """
-SELECT status, sender_host AS host, sender_port AS port, slot_name AS slot, received_tli AS timeline FROM pg_stat_wal_receiver
+SELECT status, sender_host AS host, sender_port AS port, slot_name AS slot, received_tli AS timeline
+FROM pg_stat_wal_receiver
 """
 
 _DOWNSTREAMS = """
 SELECT application_name AS name, host(client_addr) AS address, state, sync_state, replay_lsn::text AS replay_lsn,
-       pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END, replay_lsn)::bigint
-         AS lag_bytes
+       pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END,
+                       replay_lsn)::bigint AS lag_bytes
 FROM pg_stat_replication ORDER BY application_name
 """
 
 _SLOTS = """
 SELECT slot_name AS name, slot_type AS type, active, temporary, restart_lsn::text AS restart_lsn, wal_status,
-       pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, restart_lsn)::bigint
-         AS retained_bytes
+       pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
+                       restart_lsn)::bigint AS retained_bytes
 FROM pg_replication_slots ORDER BY slot_name
 """
 

@@ -12,7 +12,8 @@ from ansible_collections.flotilla.django.plugins.module_utils import _postgresql
 from ansible_collections.flotilla.django.plugins.module_utils._postgresql_objects_plan import Step
 
 _ROLES = """
-SELECT rolname AS name, rolcanlogin AS login, rolreplication AS replication, rolsuper AS superuser, rolcreatedb AS createdb,
+SELECT rolname AS name, rolcanlogin AS login, rolreplication AS replication, rolsuper AS superuser,
+       rolcreatedb AS createdb,
        rolcreaterole AS createrole, rolbypassrls AS bypassrls, rolpassword AS password,
        ARRAY(SELECT roleid::regrole::text FROM pg_auth_members WHERE member = pg_authid.oid) AS member_of
 FROM pg_authid
@@ -22,13 +23,14 @@ FROM pg_authid
 _DATABASES = """
 SELECT datname AS name, pg_get_userbyid(datdba) AS owner,
        EXISTS (SELECT FROM aclexplode(coalesce(datacl, acldefault('d', datdba))) WHERE grantee = 0) AS public,
-       ARRAY(SELECT pg_get_userbyid(grantee)::text FROM aclexplode(datacl) WHERE grantee <> 0 AND privilege_type = 'CONNECT') AS connect
+       ARRAY(SELECT pg_get_userbyid(grantee)::text FROM aclexplode(datacl)
+             WHERE grantee <> 0 AND privilege_type = 'CONNECT') AS connect
 FROM pg_database
 """
 
 
 def wait_for_sql(cluster: io.Cluster, timeout: float, sleep: Callable[[float], None] = time.sleep) -> Any:
-    """Return a connection as soon as there is one. Debian's unit hides a failed start, so the server itself is asked."""
+    """Return a connection as soon as there is one: Debian's unit hides a failed start, the server itself does not."""
     import psycopg
 
     deadline = time.monotonic() + timeout
@@ -41,7 +43,8 @@ def wait_for_sql(cluster: io.Cluster, timeout: float, sleep: Callable[[float], N
                 io.server_process(cluster.data_directory) is None and time.monotonic() > deadline - timeout + 5
             ):
                 raise io.PostgresqlError(
-                    f"PostgreSQL {cluster.version}/{cluster.name} does not answer on its local socket: {str(error).strip()}\n"
+                    f"PostgreSQL {cluster.version}/{cluster.name} does not answer on its local socket: "
+                    f"{str(error).strip()}\n"
                     f"The end of {cluster.log_file}:\n{cluster.log_tail()}"
                 ) from error
         sleep(0.2)
@@ -94,6 +97,8 @@ def wait_for_streaming(
             return
         if time.monotonic() > deadline:
             raise io.PostgresqlError(
-                f"the standby does not stream from the primary after {timeout} s. The end of {cluster.log_file}:\n{cluster.log_tail()}"
+                f"the standby does not stream from the primary after {timeout} s. "
+                f"The end of "
+                f"{cluster.log_file}:\n{cluster.log_tail()}"
             )
         sleep(0.2)

@@ -15,7 +15,12 @@ from typing import Any
 
 _VERIFIER = re.compile(r"^SCRAM-SHA-256\$(\d+):([^$]+)\$([^:]+):(.+)$")
 # What a service's role never has, whoever gave it.
-_FORBIDDEN = {"superuser": "NOSUPERUSER", "createdb": "NOCREATEDB", "createrole": "NOCREATEROLE", "bypassrls": "NOBYPASSRLS"}
+_FORBIDDEN = {
+    "superuser": "NOSUPERUSER",
+    "createdb": "NOCREATEDB",
+    "createrole": "NOCREATEROLE",
+    "bypassrls": "NOBYPASSRLS",
+}
 RESERVED_ROLES = ("postgres",)
 
 
@@ -58,7 +63,7 @@ def plan_roles(
     current: Mapping[str, Mapping[str, Any]],
     make_verifier: Callable[[str, str], str],
 ) -> list[Step]:
-    """Return the steps for roles. make_verifier(password, user) makes a SCRAM verifier: no statement holds a password."""
+    """Return the steps for roles. make_verifier(password, user) makes what is stored: no statement holds a password."""
     steps: list[Step] = []
     for role in wanted:
         name = role["name"]
@@ -105,18 +110,27 @@ def plan_databases(wanted: Iterable[Mapping[str, Any]], current: Mapping[str, Ma
         if found is None:
             steps.append(Step(f"create database {name}", f"CREATE DATABASE {quoted} OWNER {quote_identifier(owner)}"))
         elif found["owner"] != owner:
-            steps.append(Step(f"give database {name} to {owner}", f"ALTER DATABASE {quoted} OWNER TO {quote_identifier(owner)}"))
+            steps.append(
+                Step(f"give database {name} to {owner}", f"ALTER DATABASE {quoted} OWNER TO {quote_identifier(owner)}")
+            )
         if found is None or found["public"]:
-            steps.append(Step(f"close database {name} to everybody else", f"REVOKE ALL ON DATABASE {quoted} FROM PUBLIC"))
+            steps.append(
+                Step(f"close database {name} to everybody else", f"REVOKE ALL ON DATABASE {quoted} FROM PUBLIC")
+            )
         for role in database.get("connect") or []:
             if found is None or role not in found["connect"]:
                 steps.append(
-                    Step(f"let {role} connect to database {name}", f"GRANT CONNECT ON DATABASE {quoted} TO {quote_identifier(role)}")
+                    Step(
+                        f"let {role} connect to database {name}",
+                        f"GRANT CONNECT ON DATABASE {quoted} TO {quote_identifier(role)}",
+                    )
                 )
     return steps
 
 
-def plan_slots(wanted: Sequence[str], current: Mapping[str, Mapping[str, Any]], in_recovery: bool) -> tuple[list[Step], list[str]]:
+def plan_slots(
+    wanted: Sequence[str], current: Mapping[str, Mapping[str, Any]], in_recovery: bool
+) -> tuple[list[Step], list[str]]:
     """Return the steps for physical slots, and warnings.
 
     A slot is made without reserving WAL, so it costs nothing until its standby has connected once.

@@ -16,7 +16,9 @@ def slot_name(member: str) -> str:
     """Return the name of a member's physical slot: PostgreSQL allows lower case letters, digits and underscores."""
     name = re.sub(r"[^a-z0-9_]", "_", member.lower())
     if not name or len(name) > MAX_NAME_BYTES:
-        raise ValueError(f"the member name {member!r} makes no slot name: it must have 1 to {MAX_NAME_BYTES} characters")
+        raise ValueError(
+            f"the member name {member!r} makes no slot name: it must have 1 to {MAX_NAME_BYTES} characters"
+        )
     return name
 
 
@@ -25,7 +27,9 @@ def network(address: str) -> str:
     try:
         return str(ipaddress.ip_network(str(address), strict=True))
     except ValueError as error:
-        raise ValueError(f"{address!r} is neither an IP address nor a network (pg_hba.conf takes no host names here): {error}") from error
+        raise ValueError(
+            f"{address!r} is neither an IP address nor a network (pg_hba.conf takes no host names here): {error}"
+        ) from error
 
 
 def conninfo_value(value: Any) -> str:
@@ -59,7 +63,9 @@ def memory_settings(memory_mb: int, max_connections: int) -> dict[str, str]:
     if memory_mb < 128:
         raise ValueError(f"postgresql_memory_mb is {memory_mb}, but PostgreSQL needs at least 128 MiB")
     if max_connections < 10:
-        raise ValueError(f"postgresql_max_connections is {max_connections}, but replication and monitoring alone need 10")
+        raise ValueError(
+            f"postgresql_max_connections is {max_connections}, but replication and monitoring alone need 10"
+        )
     return {
         "shared_buffers": f"{memory_mb // 4 // 16 * 16}MB",
         "effective_cache_size": f"{memory_mb * 3 // 4 // 16 * 16}MB",
@@ -76,7 +82,8 @@ def synchronous_standby_names(others: Sequence[str], count: int) -> str:
         return ""
     if count > len(others):
         raise ValueError(
-            f"postgresql_synchronous_standbys is {count}, but there are only {len(others)} other members: no write would ever return"
+            f"postgresql_synchronous_standbys is {count}, but there are only {len(others)} other members: no write "
+            "would ever return"
         )
     quoted = ", ".join('"' + name.replace('"', '""') + '"' for name in others)
     return f"ANY {count} ({quoted})"
@@ -93,7 +100,11 @@ def peers(members: Sequence[Mapping[str, Any]], self_name: str) -> list[dict[str
         twice = sorted({value for value in values if values.count(value) > 1})
         if twice:
             raise ValueError(f"two members of postgresql_members have the same {what}: {', '.join(twice)}")
-    return [{"name": str(member["name"]), "address": str(member["address"])} for member in members if member["name"] != self_name]
+    return [
+        {"name": str(member["name"]), "address": str(member["address"])}
+        for member in members
+        if member["name"] != self_name
+    ]
 
 
 def configuration(
@@ -128,7 +139,11 @@ def configuration(
         "peer_slots": [slot_name(member["name"]) for member in others],
         "peer_networks": [network(member["address"]) for member in others],
         "client_networks": sorted({network(address) for address in client_addresses}),
-        "primary_conninfo": " ".join(f"{key}={conninfo_value(value)}" for key, value in conninfo.items()) if others else "",
-        "synchronous_standby_names": synchronous_standby_names([member["name"] for member in others], synchronous_standbys),
+        "primary_conninfo": " ".join(f"{key}={conninfo_value(value)}" for key, value in conninfo.items())
+        if others
+        else "",
+        "synchronous_standby_names": synchronous_standby_names(
+            [member["name"] for member in others], synchronous_standbys
+        ),
         "memory": memory_settings(memory_mb, max_connections),
     }

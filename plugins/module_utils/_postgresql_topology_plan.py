@@ -116,18 +116,21 @@ def _refuse_own_state(me: View) -> Decision | None:
     """Return a refusal for what can be seen on this member alone."""
     if me.other_managers:
         return _refuse(
-            f"{me.name} is managed by {', '.join(me.other_managers)}, which starts, stops and promotes PostgreSQL itself. "
+            f"{me.name} is managed by {', '.join(me.other_managers)}, which starts, stops and promotes PostgreSQL "
+            "itself. "
             "Two managers end in two primaries: remove it first, or take this host out of the postgresql group."
         )
     if me.data == "foreign":
         return _refuse(
-            f"The data directory of {me.name} is not empty, but it is no complete PostgreSQL cluster. Nothing was touched: "
+            f"The data directory of {me.name} is not empty, but it is no complete PostgreSQL cluster. Nothing was "
+            "touched: "
             "look at it, move it away, and run again."
         )
     if me.data == "absent" and me.other_versions:
         return _refuse(
             f"{me.name} holds a cluster of PostgreSQL {', '.join(me.other_versions)}, and none of the version of this "
-            "Debian release. A major upgrade is not made by this role: upgrade with pg_upgradecluster, or move the old cluster away."
+            "Debian release. A major upgrade is not made by this role: upgrade with pg_upgradecluster, or move the "
+            "old cluster away."
         )
     return None
 
@@ -141,7 +144,8 @@ def _refuse_strangers(views: Mapping[str, View]) -> Decision | None:
         return None
     listed = "; ".join(f"{', '.join(names)}: {identifier}" for identifier, names in sorted(identifiers.items()))
     return _refuse(
-        f"The members hold different clusters (system identifiers: {listed}). They have never been copies of one another: "
+        f"The members hold different clusters (system identifiers: {listed}). They have never been copies of one "
+        "another: "
         "move away the data directory of those that are wrong and run again, then they are cloned."
     )
 
@@ -158,8 +162,10 @@ def _follow(me: View, primary: View) -> Decision:
             primary.name,
             f"{me.name} is a stopped former primary and {primary.name} is the primary",
             [
-                f"{me.name} was a primary and is stopped while {primary.name} is the primary. It is left alone: started as it is "
-                "it would be a second primary, and a reboot of the host would start it. Bring it back with playbooks/rejoin.yml, "
+                f"{me.name} was a primary and is stopped while {primary.name} is the primary. It is left alone: "
+                "started as it is "
+                "it would be a second primary, and a reboot of the host would start it. Bring it back with "
+                "playbooks/rejoin.yml, "
                 "or move its data directory away and run again, then it is cloned."
             ],
         )
@@ -176,7 +182,8 @@ def _fresh(me: View, views: Mapping[str, View], initial_primary: str, unknown: S
     """Return what a member does while no known member holds data."""
     if unknown:
         return _refuse(
-            f"No primary answers, and whether these members hold data is not known: {', '.join(_describe(view) for view in unknown)}. "
+            "No primary answers, and whether these members hold data is not known: "
+            f"{', '.join(_describe(view) for view in unknown)}. "
             "Making a new cluster could be a second one. Run again without --limit and with all members reachable; "
             "a member that answers 'rejected' lets this host in once it has been in a run itself."
         )
@@ -193,16 +200,24 @@ def _restart(me: View, views: Mapping[str, View], stopped: Sequence[View], unkno
     if unknown:
         return _refuse(
             f"{_names(stopped)} was a primary and is stopped, and what these members are is not known: "
-            f"{', '.join(_describe(view) for view in unknown)}. One of them may have been promoted. Run again without --limit and with "
+            f"{', '.join(_describe(view) for view in unknown)}. One of them may have been promoted. Run again "
+            "without --limit and with "
             f"all members reachable, or start the right one by hand."
         )
     newest = max(view.timeline or 0 for view in views.values())
     candidates = [view for view in stopped if (view.timeline or 0) == newest]
     if len(candidates) != 1:
-        found = ", ".join(f"{view.name} (timeline {view.timeline})" for view in views.values() if view.data == "present")
-        why = "more than one of them is on the newest timeline" if candidates else "a standby has seen a newer timeline than they have"
+        found = ", ".join(
+            f"{view.name} (timeline {view.timeline})" for view in views.values() if view.data == "present"
+        )
+        why = (
+            "more than one of them is on the newest timeline"
+            if candidates
+            else "a standby has seen a newer timeline than they have"
+        )
         return _refuse(
-            f"Stopped former primaries: {_names(stopped)}, but {why}: {found}. Which one holds the truth is for you to say: "
+            f"Stopped former primaries: {_names(stopped)}, but {why}: {found}. Which one holds the truth is for "
+            "you to say: "
             "start that one by hand and run again."
         )
     chosen = candidates[0]
@@ -211,7 +226,9 @@ def _restart(me: View, views: Mapping[str, View], stopped: Sequence[View], unkno
     return _follow(me, chosen)
 
 
-def plan(members: Sequence[str], self_name: str, initial_primary: str, inspected: Mapping[str, Mapping[str, Any]]) -> Decision:
+def plan(
+    members: Sequence[str], self_name: str, initial_primary: str, inspected: Mapping[str, Mapping[str, Any]]
+) -> Decision:
     """Decide what the member self_name does.
 
     members: the names of all members. inspected: for each member in this play, what postgresql_replication_info
@@ -231,7 +248,8 @@ def plan(members: Sequence[str], self_name: str, initial_primary: str, inspected
     live = [view for view in views.values() if view.running and view.role == "primary"]
     if len(live) > 1:
         return _refuse(
-            f"Split brain: {_names(live)} are primaries at the same time. Nothing was changed. Stop the wrong one (the one the application "
+            f"Split brain: {_names(live)} are primaries at the same time. Nothing was changed. Stop the wrong one "
+            "(the one the application "
             "does not write to), then bring it back with playbooks/rejoin.yml."
         )
     if live:
@@ -240,7 +258,9 @@ def plan(members: Sequence[str], self_name: str, initial_primary: str, inspected
     unknown = [view for view in views.values() if not view.known]
     if me.running and me.streaming:
         return Decision(
-            "run", None, f"{me.name} streams from a live primary, which could not be asked: {', '.join(map(_describe, unknown))}"
+            "run",
+            None,
+            f"{me.name} streams from a live primary, which could not be asked: {', '.join(map(_describe, unknown))}",
         )
     if all(view.data != "present" for view in views.values()):
         return _fresh(me, views, initial_primary, unknown)
@@ -250,6 +270,7 @@ def plan(members: Sequence[str], self_name: str, initial_primary: str, inspected
     holders = [view for view in views.values() if view.data == "present"]
     silent = f" Not known: {', '.join(map(_describe, unknown))}." if unknown else ""
     return _refuse(
-        f"No member answers as the primary, but there is data on {_names(holders)}.{silent} Start the primary if it is down; if it is gone "
+        f"No member answers as the primary, but there is data on {_names(holders)}.{silent} Start the primary if "
+        "it is down; if it is gone "
         "for good, promote a standby with playbooks/failover.yml; then run again. No standby is promoted by this role."
     )

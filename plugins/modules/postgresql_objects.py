@@ -14,12 +14,15 @@ author:
 description:
   - Waits until the server answers SQL, then makes roles, databases and physical slots what they are said to be.
   - On a standby roles and databases come from the primary, there only the slots are looked after.
-  - Roles get exactly the rights that are named. Superuser, create database, create role and bypass row level security are
+  - Roles get exactly the rights that are named. Superuser, create database, create role and bypass row level security
+    are
     taken away where they are found.
-  - Passwords are stored as SCRAM verifiers made on this host, so no statement and no server log ever holds one. A stored password that
+  - Passwords are stored as SCRAM verifiers made on this host, so no statement and no server log ever holds one. A
+    stored password that
     fits is left alone.
   - A database belongs to one role, and nobody else may connect but those that are named.
-  - Slots are made without reserving WAL, so a slot for a standby that never came costs nothing. On the primary a slot that
+  - Slots are made without reserving WAL, so a slot for a standby that never came costs nothing. On the primary a slot
+    that
     lost its WAL is made anew, and on a standby one that still holds WAL from the time it was the primary.
   - Commits here do not wait for synchronous standbys, which may not exist yet.
 attributes:
@@ -63,7 +66,8 @@ options:
         type: str
         required: true
       password:
-        description: Its password. Without one there is none, and the role can only log in where the server trusts the system's user.
+        description: Its password. Without one there is none, and the role can only log in where the server trusts the
+          system's user.
         type: str
       replication:
         description: Whether it may replicate.
@@ -132,7 +136,8 @@ steps:
   sample: [create role shop, create database shop, close database shop to everybody else, create slot db2]
 node:
   description: >-
-    The node afterwards, as M(flotilla.django.postgresql_replication_info) says it: among others RV(node.role), and RV(node.settings_pending_restart),
+    The node afterwards, as M(flotilla.django.postgresql_replication_info) says it: among others RV(node.role), and
+    RV(node.settings_pending_restart),
     the settings that need a restart.
   type: dict
   returned: success

@@ -12,11 +12,13 @@ version_added: 0.1.0
 author:
   - The Flotilla maintainers (@flotilla)
 description:
-  - Reads the truth of one node in one run. A running server is asked over its local socket as C(postgres), a stopped one
+  - Reads the truth of one node in one run. A running server is asked over its local socket as C(postgres), a stopped
+    one
     through C(pg_controldata).
   - Never assumes who the primary is. With O(peers) each of them is asked over the network, by a replication connection,
     which needs no more than the rights of the replication user.
-  - Does not fail because nothing is installed, because there is no cluster, or because the server is down. That is what it reports.
+  - Does not fail because nothing is installed, because there is no cluster, or because the server is down. That is
+    what it reports.
 attributes:
   check_mode:
     support: full
@@ -111,7 +113,8 @@ node:
       description: The data directory.
       type: str
     data:
-      description: V(absent) (nothing, or an empty directory), V(present), or V(foreign) (not empty, but no complete cluster).
+      description: V(absent) (nothing, or an empty directory), V(present), or V(foreign) (not empty, but no complete
+        cluster).
       type: str
     standby_signal:
       description: Whether C(standby.signal) is there, so that the node starts as a standby.

@@ -12,15 +12,20 @@ version_added: 0.1.0
 author:
   - The Flotilla maintainers (@flotilla)
 description:
-  - Makes an empty data directory a standby by cloning the primary with C(pg_basebackup). The server is neither started nor
+  - Makes an empty data directory a standby by cloning the primary with C(pg_basebackup). The server is neither
+    started nor
     stopped.
   - Among the sources the one that accepts writes is found by libpq itself (C(target_session_attrs=read-write)).
-  - Data is never destroyed. A data directory that holds a primary, or something that is no complete cluster, is refused.
+  - Data is never destroyed. A data directory that holds a primary, or something that is no complete cluster, is
+    refused.
     One that is a standby already is left as it is.
-  - The clone is made in a directory beside the data directory and renamed when it is complete, so an interrupted run leaves
+  - The clone is made in a directory beside the data directory and renamed when it is complete, so an interrupted run
+    leaves
     nothing that could be started, and the next run begins anew. Two runs at the same time exclude each other.
-  - The member's physical slot on the primary is made anew and holds the WAL from before the clone on. A slot that is in use is refused.
-  - C(primary_conninfo) and C(primary_slot_name) are those of the configuration files. Nothing about them is written into
+  - The member's physical slot on the primary is made anew and holds the WAL from before the clone on. A slot that is
+    in use is refused.
+  - C(primary_conninfo) and C(primary_slot_name) are those of the configuration files. Nothing about them is written
+    into
     C(postgresql.auto.conf), and what the source had there is removed.
 attributes:
   check_mode:
@@ -58,7 +63,8 @@ options:
     type: str
     required: true
   passfile:
-    description: libpq's password file with its password, readable by C(postgres). No password is given on a command line.
+    description: libpq's password file with its password, readable by C(postgres). No password is given on a command
+      line.
     type: path
     required: true
   slot:

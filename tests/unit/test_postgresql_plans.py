@@ -11,7 +11,10 @@ from ansible_collections.flotilla.django.plugins.module_utils import _postgresql
 from ansible_collections.flotilla.django.plugins.module_utils import _postgresql_objects_plan as objects
 from ansible_collections.flotilla.django.plugins.module_utils import _postgresql_settings_plan as settings
 
-MEMBERS = [{"name": name, "address": f"192.0.2.{number}", "weight": 1} for number, name in ((31, "db1"), (32, "db2"), (33, "db-3"))]
+MEMBERS = [
+    {"name": name, "address": f"192.0.2.{number}", "weight": 1}
+    for number, name in ((31, "db1"), (32, "db2"), (33, "db-3"))
+]
 
 
 def configure(**more: Any) -> dict[str, Any]:
@@ -43,7 +46,9 @@ def test_memory_is_derived(memory: int, connections: int, wanted: tuple[str, ...
 
 
 def test_a_kernel_update_asks_for_no_restart() -> None:
-    assert settings.memory_settings(15995, 100)["shared_buffers"] == settings.memory_settings(15960, 100)["shared_buffers"]
+    assert (
+        settings.memory_settings(15995, 100)["shared_buffers"] == settings.memory_settings(15960, 100)["shared_buffers"]
+    )
 
 
 @pytest.mark.parametrize(("memory", "connections", "name"), [(64, 100, "memory_mb"), (512, 5, "max_connections")])
@@ -98,7 +103,8 @@ def test_bad_members_are_refused(members: list[dict[str, Any]], message: str) ->
 
 
 @pytest.mark.parametrize(
-    ("address", "wanted"), [("192.0.2.1", "192.0.2.1/32"), ("2001:db8::1", "2001:db8::1/128"), ("192.0.2.0/24", "192.0.2.0/24")]
+    ("address", "wanted"),
+    [("192.0.2.1", "192.0.2.1/32"), ("2001:db8::1", "2001:db8::1/128"), ("192.0.2.0/24", "192.0.2.0/24")],
 )
 def test_networks_have_a_prefix(address: str, wanted: str) -> None:
     assert settings.network(address) == wanted
@@ -127,7 +133,8 @@ def test_password_is_compared_with_the_verifier() -> None:
 
     connection = pq.PGconn.connect_start(b"host=/nonexistent")
     made, different = (
-        connection.encrypt_password(password.encode(), b"django", b"scram-sha-256").decode() for password in ("pässword", "pencil")
+        connection.encrypt_password(password.encode(), b"django", b"scram-sha-256").decode()
+        for password in ("pässword", "pencil")
     )
     assert objects.password_matches("pässword", made)
     assert not objects.password_matches("password", made)
@@ -151,7 +158,9 @@ def test_a_new_role_has_only_what_is_named() -> None:
 
 
 def test_a_converged_role_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects, "password_matches", lambda password, verifier: (password, verifier) == ("secret", "stored"))
+    monkeypatch.setattr(
+        objects, "password_matches", lambda password, verifier: (password, verifier) == ("secret", "stored")
+    )
     current = {"django": role(password="stored")}
     assert plan_roles({"name": "django", "password": "secret"}, current) == []
     (step,) = plan_roles({"name": "django", "password": "other"}, current)
@@ -159,7 +168,10 @@ def test_a_converged_role_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_rights_that_nobody_named_are_taken_away() -> None:
-    (step,) = plan_roles({"name": "monitoring", "member_of": ["pg_monitor"]}, {"monitoring": role(superuser=True, password="x", member_of=["pg_monitor"])})
+    (step,) = plan_roles(
+        {"name": "monitoring", "member_of": ["pg_monitor"]},
+        {"monitoring": role(superuser=True, password="x", member_of=["pg_monitor"])},
+    )
     assert step.statement == 'ALTER ROLE "monitoring" NOSUPERUSER PASSWORD NULL'
 
 
@@ -182,13 +194,24 @@ def test_a_database_is_closed_to_everybody_else() -> None:
         'REVOKE ALL ON DATABASE "shop" FROM PUBLIC',
         'GRANT CONNECT ON DATABASE "shop" TO "monitoring"',
     ]
-    assert objects.plan_databases(wanted, {"shop": {"owner": "shop", "public": False, "connect": ["shop", "monitoring"]}}) == []
+    assert (
+        objects.plan_databases(wanted, {"shop": {"owner": "shop", "public": False, "connect": ["shop", "monitoring"]}})
+        == []
+    )
     (step,) = objects.plan_databases(wanted, {"shop": {"owner": "old", "public": False, "connect": ["monitoring"]}})
     assert step.statement == 'ALTER DATABASE "shop" OWNER TO "shop"'
 
 
 def slot(**more: Any) -> dict[str, Any]:
-    return {"type": "physical", "active": False, "temporary": False, "restart_lsn": None, "wal_status": None, "retained_bytes": None, **more}
+    return {
+        "type": "physical",
+        "active": False,
+        "temporary": False,
+        "restart_lsn": None,
+        "wal_status": None,
+        "retained_bytes": None,
+        **more,
+    }
 
 
 @pytest.mark.parametrize(
@@ -234,18 +257,29 @@ def test_data_is_never_destroyed(data: str, running: bool, methods: list[str]) -
 
 
 def test_a_clone_forgets_whom_its_source_followed() -> None:
-    content = "# comment\nwork_mem = '8MB'\nprimary_conninfo = 'host=x'\n primary_slot_name = 'db1'\nrecovery_target_lsn = '0/1'\n"
+    content = "# comment\nwork_mem = '8MB'\nprimary_conninfo = 'host=x'\n primary_slot_name = 'db1'\n"
+    content += "recovery_target_lsn = '0/1'\n"
     assert clone.auto_conf(content) == "# comment\nwork_mem = '8MB'\n"
 
 
 @pytest.mark.parametrize(
     ("error", "wanted"),
     [
-        ('connection to server at "192.0.2.1", port 5432 failed: FATAL:  the database system is starting up', "starting"),
-        ('connection to server at "192.0.2.1", port 5432 failed: FATAL:  the database system is shutting down', "starting"),
+        (
+            'connection to server at "192.0.2.1", port 5432 failed: FATAL:  the database system is starting up',
+            "starting",
+        ),
+        (
+            'connection to server at "192.0.2.1", port 5432 failed: FATAL:  the database system is shutting down',
+            "starting",
+        ),
         ("connection failed: FATAL:  no pg_hba.conf entry for replication connection from host", "rejected"),
         ('connection failed: FATAL:  password authentication failed for user "replication"', "rejected"),
-        ("connection failed: Connection refused\n\tIs the server running on that host and accepting TCP/IP connections?", "unreachable"),
+        (
+            "connection failed: Connection refused\n\tIs the server running on that host and accepting TCP/IP "
+            "connections?",
+            "unreachable",
+        ),
         ("connection failed: timeout expired", "unreachable"),
     ],
 )

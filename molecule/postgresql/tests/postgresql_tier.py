@@ -38,7 +38,7 @@ class Tier:
             **connection,
         }
         conninfo = " ".join(f"{key}={value}" for key, value in wanted.items())
-        command = "read -r conninfo; psql -qAtX -d \"$conninfo\" 2>&1 || true"
+        command = 'read -r conninfo; timeout 8 psql -qAtX -d "$conninfo" 2>&1 || echo status $?'
         return self.lab.ssh(source, command, f"{conninfo}\n{query}\n").strip()
 
     def converge(self, *arguments: str, **variables: Any) -> Recap:

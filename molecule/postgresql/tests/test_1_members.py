@@ -16,13 +16,18 @@ def test_all_stream_with_no_lag_left_as_the_primary_sees_it(tier: Tier) -> None:
 
 
 def test_a_row_is_on_every_member(tier: Tier) -> None:
-    written = "CREATE TABLE IF NOT EXISTS molecule (id serial PRIMARY KEY); INSERT INTO molecule DEFAULT VALUES; SELECT max(id) FROM molecule;"
+    written = "CREATE TABLE IF NOT EXISTS molecule (id serial PRIMARY KEY);\n"
+    written += "INSERT INTO molecule DEFAULT VALUES; SELECT max(id) FROM molecule;"
     answer = tier.remote("db3", "db1", written)
     assert answer.splitlines()[-1].isdigit(), answer
     for host in HOSTS:
         wait_until(
-            lambda host=host: tier.lab.ssh(host, "runuser -u postgres -- psql -qAtX -d django -c 'SELECT max(id) FROM molecule'").strip()
-            == answer.splitlines()[-1],
+            lambda host=host: (
+                tier.lab.ssh(
+                    host, "runuser -u postgres -- psql -qAtX -d django -c 'SELECT max(id) FROM molecule'"
+                ).strip()
+                == answer.splitlines()[-1]
+            ),
             5,
             f"the row is on {host}",
         )
@@ -45,7 +50,9 @@ def test_settings(tier: Tier, host: str) -> None:
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_every_member_has_a_slot_for_every_other(tier: Tier, host: str) -> None:
-    slots = tier.sql(host, "SELECT slot_name FROM pg_replication_slots WHERE slot_type = 'physical' ORDER BY 1").splitlines()
+    slots = tier.sql(
+        host, "SELECT slot_name FROM pg_replication_slots WHERE slot_type = 'physical' ORDER BY 1"
+    ).splitlines()
     assert slots == [other for other in HOSTS if other != host]
 
 
@@ -57,7 +64,8 @@ def test_a_slot_that_waits_on_a_standby_keeps_no_wal(tier: Tier, host: str) -> N
 def test_passwords_are_scram_and_services_have_no_other_right(tier: Tier) -> None:
     rows = tier.sql(
         "db1",
-        "SELECT rolname, left(coalesce(rolpassword, 'none'), 13), rolsuper, rolcreatedb, rolcreaterole, rolreplication, rolbypassrls "
+        "SELECT rolname, left(coalesce(rolpassword, 'none'), 13), rolsuper, rolcreatedb, rolcreaterole, "
+        "rolreplication, rolbypassrls "
         "FROM pg_authid WHERE rolcanlogin ORDER BY 1",
     ).splitlines()
     assert rows == [
@@ -69,7 +77,10 @@ def test_passwords_are_scram_and_services_have_no_other_right(tier: Tier) -> Non
 
 
 def test_only_scram_and_peer_in_pg_hba(tier: Tier) -> None:
-    assert tier.sql("db1", "SELECT DISTINCT auth_method FROM pg_hba_file_rules ORDER BY 1").splitlines() == ["peer", "scram-sha-256"]
+    assert tier.sql("db1", "SELECT DISTINCT auth_method FROM pg_hba_file_rules ORDER BY 1").splitlines() == [
+        "peer",
+        "scram-sha-256",
+    ]
     assert tier.sql("db1", "SELECT count(*) FROM pg_hba_file_rules WHERE error IS NOT NULL") == "0"
 
 
@@ -107,9 +118,14 @@ def test_monitoring_needs_the_right_system_user(tier: Tier) -> None:
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_secrets_are_for_postgres_only(tier: Tier, host: str) -> None:
-    assert tier.lab.ssh(host, f"stat -c '%U %a' /etc/postgresql/{tier.version}/main/replication.pgpass").strip() == "postgres 600"
+    assert (
+        tier.lab.ssh(host, f"stat -c '%U %a' /etc/postgresql/{tier.version}/main/replication.pgpass").strip()
+        == "postgres 600"
+    )
     secrets = [tier.secret("database_password"), tier.secret("replication_password")]
-    found = tier.lab.ssh(host, f"cat /proc/[0-9]*/cmdline; cat /var/log/postgresql/*; cat {tier.data}/postgresql.auto.conf")
+    found = tier.lab.ssh(
+        host, f"cat /proc/[0-9]*/cmdline; cat /var/log/postgresql/*; cat {tier.data}/postgresql.auto.conf"
+    )
     assert not [secret for secret in secrets if secret in found]
 
 
@@ -117,7 +133,7 @@ def test_secrets_are_for_postgres_only(tier: Tier, host: str) -> None:
 def test_nothing_upgrades_or_restarts_the_database_by_itself(tier: Tier, host: str) -> None:
     assert '::Package-Blacklist:: "^postgresql"' in tier.lab.ssh(host, "apt-config dump")
     script = (
-        "our %nrconf; do '/etc/needrestart/conf.d/flotilla-postgresql.conf' or die; "
+        "our %nrconf; do '/etc/needrestart/conf.d/flotilla-postgresql.conf'; "
         "print grep { 'postgresql@17-main.service' =~ $_ } keys %{$nrconf{override_rc}};"
     )
     assert tier.lab.ssh(host, "perl -", script)

@@ -15,9 +15,11 @@ from tests.cluster import ROOT, wait_until
 def test_an_interrupted_clone_is_begun_anew(tier: Tier) -> None:
     tier.lab.ssh("db3", f"systemctl stop {tier.unit}; rm -rf {tier.data}")
     run = subprocess.Popen(
-        [str(ROOT / ".venv/bin/ansible-playbook"), "-i", str(tier.lab.inventory), "molecule/postgresql/converge.yml", "--limit", "db3",
+        [str(ROOT / ".venv/bin/ansible-playbook"), "-i", str(tier.lab.inventory), "molecule/postgresql/converge.yml",
+         "--limit", "db3",
          "-e", "postgresql_clone_max_rate=256"],
-        cwd=ROOT, env=tier.lab.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        cwd=ROOT, env=tier.lab.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )  # fmt: skip
     try:
         wait_until(lambda: tier.lab.ssh("db3", f"ls {tier.data}.cloning/base"), 60, "the clone has begun")
@@ -38,7 +40,11 @@ def test_an_interrupted_clone_is_begun_anew(tier: Tier) -> None:
 
 
 def test_a_data_directory_that_is_not_understood_is_kept(tier: Tier) -> None:
-    tier.lab.ssh("db3", f"systemctl stop {tier.unit}; mv {tier.data} {tier.data}.kept; install -d -o postgres {tier.data}; echo mine > {tier.data}/notes")
+    tier.lab.ssh(
+        "db3",
+        f"systemctl stop {tier.unit}; mv {tier.data} {tier.data}.kept; install -d -o postgres {tier.data}; echo "
+        f"mine > {tier.data}/notes",
+    )
     recap = tier.converge("--limit", "db3")
     assert recap.returncode != 0
     assert "Nothing was touched" in recap.output
