@@ -64,7 +64,7 @@ notes:
   - Nothing counts as a change; the cache is no state of the host. In check mode no archive is written.
 attributes:
   check_mode:
-    description: Everything is read, and no archive is written.
+    description: Everything is read, and no archive is written. On a host without git, a repository is not read.
     support: full
   diff_mode:
     description: There is nothing to compare.
@@ -145,8 +145,10 @@ requires_python_source:
   type: str
 """
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.flotilla.django.plugins.module_utils._django_project_io import (
@@ -158,6 +160,25 @@ from ansible_collections.flotilla.django.plugins.module_utils._django_project_io
     write_archive,
 )
 from ansible_collections.flotilla.django.plugins.module_utils._django_project_plan import describe
+
+
+def unknown(params: dict[str, Any]) -> dict[str, Any]:
+    """Stand in for a project that cannot be read yet, so that check mode can go on."""
+    return {
+        "archive": "unknown",
+        "source_sha256": "0" * 64,
+        "version": params["version"] or "unknown",
+        "commit": "",
+        "files": 0,
+        "manage": params["manage"] or "manage.py",
+        "settings_module": params["settings_module"] or "unknown",
+        "python_path": ["."],
+        "wsgi_module": "",
+        "lock_file": params["lock_file"] or "uv.lock",
+        "lock_kind": "uv",
+        "requires_python": "",
+        "requires_python_source": "",
+    }
 
 
 def main() -> None:
@@ -179,6 +200,9 @@ def main() -> None:
     params = module.params
     cache = Path(params["cache"])
     commit, version = "", params["version"]
+    if params["git"] and module.check_mode and not shutil.which("git"):
+        module.warn("git is not installed here yet, so what the project is cannot be told in check mode")
+        module.exit_json(changed=False, **unknown(params))
     try:
         if params["git"]:
             environment = {key: str(value) for key, value in params["environment"].items()}
