@@ -58,7 +58,7 @@ def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """What `django-admin startproject` of a version makes, beside an environment (.venv) with that version."""
     directory: Path = tmp_path_factory.mktemp("project")
     python = "3.13" if request.param == "6" else sys.executable
-    pyenv = sorted((Path.home() / ".pyenv" / "versions").glob(f"{python}.*/bin/python"))
+    pyenv = sorted((Path.home() / ".pyenv" / "versions").glob("3.13.*/bin/python")) if python == "3.13" else []
     wanted = str(pyenv[-1]) if pyenv else python
     found = subprocess.run([UV, "python", "find", wanted], capture_output=True, text=True, check=False)
     if found.returncode:

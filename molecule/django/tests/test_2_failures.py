@@ -155,6 +155,23 @@ def test_unapplied_migration_is_a_reason_and_is_applied_once(tier: Tier) -> None
     }
 
 
+def test_migration_waits_for_the_lock_and_gives_up_in_time(tier: Tier) -> None:
+    tier.lab.ssh("app1", "django-manage migrate guestbook zero")
+    holder = subprocess.Popen(
+        ["ssh", "-F", str(tier.lab.directory / "ssh_config"), "db1",
+         f"runuser -u postgres -- psql -q django -c 'SELECT pg_advisory_lock({0x464C4F54}), pg_sleep(8)'"],
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        time.sleep(1)
+        said = tier.lab.ssh("app1", "django-run python /etc/django/cluster_migrate.py --lock-wait 1", check=False)
+        assert "another migration held the lock" in json.loads(said.splitlines()[-1]).get("error", ""), said
+    finally:
+        applied = json.loads(tier.lab.ssh("app1", MIGRATE).splitlines()[-1])
+        holder.wait(timeout=30)
+    assert applied["changed"], applied
+
+
 def test_migration_gives_way_to_a_busy_table(tier: Tier) -> None:
     """A table that is locked for five seconds: migrate gives up after two, lets the queries through and comes back."""
     tier.lab.ssh("app1", "django-manage migrate guestbook zero")
