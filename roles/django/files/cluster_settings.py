@@ -114,7 +114,9 @@ def _databases(databases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]
 
 def _cache(project: dict[str, Any], database: int) -> dict[str, Any]:
     """A django-redis cache on whichever member is the master; an outage is a cache miss, not an error page."""
-    kept = {key: project[key] for key in ("TIMEOUT", "KEY_PREFIX", "VERSION", "KEY_FUNCTION") if key in project}
+    kept: dict[str, Any] = {
+        key: project[key] for key in ("TIMEOUT", "KEY_PREFIX", "VERSION", "KEY_FUNCTION") if key in project
+    }
     if _flag("BUILD"):
         return {**kept, "BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
     hosts = _list("REDIS_HOSTS") or ["127.0.0.1"]
