@@ -17,8 +17,25 @@ from typing import Any
 
 import httpx
 
+from tests.load.load import Load
+
 ROOT = Path(__file__).resolve().parents[1]
 DOMAIN = "flotilla.test"
+
+# The variables that nobody but the daemons may read.
+SECRETS = [
+    "cluster_database_password",
+    "cluster_redis_password",
+    "django_secret_key",
+    "haproxy_stats_password",
+    "haproxy_tls_key",
+    "postgresql_replication_password",
+    "redis_admin_password",
+    "redis_replication_password",
+]
+
+# The password of the users that tests make in the example site.
+PASSWORD = "correct horse battery staple"
 
 
 @dataclass(frozen=True)
@@ -90,10 +107,22 @@ class Lab:
 
     def variable(self, host: str, name: str) -> Any:
         """A variable of the inventory as the playbooks see it."""
+        ansible = str(ROOT / ".venv/bin/ansible")
         output = self._run(
-            [str(ROOT / ".venv/bin/ansible"), "-i", str(self.inventory), host, "-c", "local", "-o",
-             "-m", "ansible.builtin.debug", "-a", f"var={name}"],
-        )  # fmt: skip
+            [
+                ansible,
+                "-i",
+                str(self.inventory),
+                host,
+                "-c",
+                "local",
+                "-m",
+                "ansible.builtin.debug",
+                "-a",
+                f"var={name}",
+            ],
+            environment={"ANSIBLE_CALLBACK_RESULT_FORMAT": "json"},
+        )
         return json.loads(output.split("=>", 1)[1])[name]
 
     def address(self, host: str) -> str:
@@ -108,11 +137,24 @@ class Lab:
         """Run Python inside the project on one node."""
         return self.ssh(host, "django-manage shell", python)
 
-    def _run(self, command: list[str], stdin: str = "", check: bool = True) -> str:
+    def load(self, user: str = "", **arguments: Any) -> Load:
+        """A load on the cluster through its first balancer, for tests.load.load.running()."""
+        return Load(
+            f"https://{DOMAIN}",
+            address=self.address("lb1"),
+            ca=str(self.certificate),
+            user=user,
+            password=PASSWORD if user else "",
+            **arguments,
+        )
+
+    def _run(
+        self, command: list[str], stdin: str = "", check: bool = True, environment: dict[str, str] | None = None
+    ) -> str:
         done = subprocess.run(
             command,
             cwd=ROOT,
-            env=self.environment,
+            env={**self.environment, **(environment or {})},
             input=stdin,
             capture_output=True,
             text=True,

@@ -9,9 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from tests.cluster import Browser, Lab
-
-PASSWORD = "correct horse battery staple"
+from tests.cluster import PASSWORD, Browser, Lab
 
 
 @pytest.fixture(scope="session")

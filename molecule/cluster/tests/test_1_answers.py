@@ -8,9 +8,8 @@ import uuid
 from collections import Counter
 
 import pytest
-from conftest import PASSWORD
 
-from tests.cluster import Browser, Lab, wait_until
+from tests.cluster import PASSWORD, Browser, Lab, wait_until
 
 APPS = ["app1", "app2", "app3"]
 
@@ -55,8 +54,7 @@ def test_a_row_written_through_the_site_is_on_every_replica(lab: Lab, browser: B
 
 
 def lab_count(lab: Lab, server: str, query: str) -> int:
-    database = lab.variable("app1", "cluster_database_name | default('django')")
-    return int(lab.ssh(server, f"runuser -u postgres -- psql -qAtX {database}", query))
+    return int(lab.ssh(server, "runuser -u postgres -- psql -qAtX django", query))
 
 
 def test_replicas_stream_with_the_lag_seen_by_the_primary(lab: Lab) -> None:

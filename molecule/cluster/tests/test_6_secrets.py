@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import pytest
-from test_4_growth import SECRETS
 
-from tests.cluster import Lab
+from tests.cluster import SECRETS, Lab
 
 HOSTS = ["lb1", "lb2", "app1", "app2", "app3", "db1", "db2", "db3", "cache1", "cache2", "cache3", "static1", "static2"]
 
@@ -37,15 +36,19 @@ print("\n".join(sorted(set(found))))
 """
 
 
+@pytest.fixture(scope="module")
+def secrets(lab: Lab) -> list[str]:
+    return [str(lab.variable("app1", name)).strip() for name in SECRETS]
+
+
 @pytest.mark.parametrize("host", HOSTS)
-def test_no_secret_in_a_world_readable_file_or_a_command_line(lab: Lab, host: str) -> None:
-    secrets = [str(lab.variable("app1", name)).strip() for name in SECRETS]
+def test_no_secret_in_a_world_readable_file_or_a_command_line(lab: Lab, secrets: list[str], host: str) -> None:
     program = SEARCH.replace("'", "'\\''")
     assert lab.ssh(host, f"python3 -c '{program}'", "\n\n\n".join(secrets)).strip() == ""
 
 
-def test_the_search_finds_a_secret_that_is_readable(lab: Lab) -> None:
-    secret = str(lab.variable("app1", "cluster_database_password"))
+def test_the_search_finds_a_secret_that_is_readable(lab: Lab, secrets: list[str]) -> None:
+    secret = secrets[0]
     program = SEARCH.replace("'", "'\\''")
     lab.ssh("app1", "install -m 0644 /dev/stdin /etc/leak", secret)
     try:
