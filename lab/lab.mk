@@ -1,9 +1,9 @@
-# The lab's part of the Makefile: included by ../Makefile.
+# The lab's part of the Makefile, which includes it.
 
 .PHONY: demo clean
 
-demo:  ## bring up the lab cluster with the example project and prove that it answers (LAB=single: all on one host)
+demo: system-packages-lab venv-controller ## the lab cluster with the example project, proved to answer (LAB=single: on one host)
 	@lab/demo $(LAB)
 
-clean:  ## remove the labs and everything that was made here
+clean: ## remove the labs and everything that was made here
 	@lab/clean
