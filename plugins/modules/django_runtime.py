@@ -45,8 +45,8 @@ options:
     required: true
   stray_units:
     description:
-      - Pattern of unit files in C(/etc/systemd/system). Those that match, carry a section C([X-Flotilla]) and are not in
-        O(units) are stopped and removed. Not set, nothing is removed.
+      - Pattern of unit files in C(/etc/systemd/system). Those that match, carry a section C([X-Flotilla]) and are not
+        in O(units) are stopped and removed. Not set, nothing is removed.
     type: str
     default: ""
   restart_on:

@@ -136,9 +136,8 @@ steps:
   sample: [create role shop, create database shop, close database shop to everybody else, create slot db2]
 node:
   description: >-
-    The node afterwards, as M(flotilla.django.postgresql_replication_info) says it: among others RV(node.role), and
-    RV(node.settings_pending_restart),
-    the settings that need a restart.
+    The node afterwards, as M(flotilla.django.postgresql_replication_info) says it: among others C(role), and
+    C(settings_pending_restart), the settings that need a restart.
   type: dict
   returned: success
 warnings:

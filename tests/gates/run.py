@@ -31,7 +31,7 @@ BIN = Path(sys.executable).parent
 SETS = ("lint", "package", "unit", "component", "molecule")
 FAST = ("lint", "unit", "component")
 JOBS = int(os.environ.get("TEST_JOBS", "2"))
-# Scenarios that `make test` runs on Debian 12, so that it meets both releases; `make test-full` runs all of them on both.
+# Scenarios that `make test` runs on Debian 12, so that it meets both releases; `make test-full` runs each on both.
 ON_DEBIAN_12 = ("single",)
 DOCS_LINT = ("lint-collection-docs", "--plugin-docs", "--validate-collection-refs", "self", ".")
 TAIL = 40

@@ -43,8 +43,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def pem(tmp_path_factory: pytest.TempPathFactory) -> str:
     directory = tmp_path_factory.mktemp("pem")
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-        + ["-subj", "/CN=shop.example.org", "-days", "2", "-keyout", "key.pem", "-out", "crt.pem"],
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-subj", "/CN=shop.example.org", "-days", "2", "-keyout", "key.pem", "-out", "crt.pem"),
+        ],
         cwd=directory,
         check=True,
         capture_output=True,

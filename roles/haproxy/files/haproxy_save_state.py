@@ -13,7 +13,6 @@ A reload must never fail for want of a state: without an answer from the socket 
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import sys
@@ -68,7 +67,7 @@ def main(admin_socket: str, configuration: str, state_file: str) -> int:
         state = kept_state(ask(admin_socket, "show servers state"), servers)
         temporary = target.with_name(target.name + ".new")
         temporary.write_text(state, encoding="utf-8")
-        os.replace(temporary, target)
+        temporary.replace(target)
     except (OSError, ValueError) as error:
         print(f"the state of the servers is not kept over this reload: {error}", file=sys.stderr)
         target.unlink(missing_ok=True)
