@@ -104,6 +104,14 @@ def converge(lab: Lab, results: list[tuple[str, str, str, bool]]) -> None:
                     f"{ours / bare:.2f}", ours / bare <= LIMITS["first"]))  # fmt: skip
 
 
+def found(pattern: str, text: str) -> str:
+    """The first group of a pattern that must be there."""
+    match = re.search(pattern, text)
+    if match is None:
+        raise SystemExit(f"no {pattern} in:\n{text[:2000]}")
+    return match[1]
+
+
 def rate(url: str, address: str, connections: int, duration: int) -> float:
     """Requests per second by wrk, which checks no certificate and sends the Host that it is told."""
     output = subprocess.run(
@@ -112,12 +120,12 @@ def rate(url: str, address: str, connections: int, duration: int) -> float:
     ).stdout  # fmt: skip
     if "Non-2xx" in output or "Socket errors" in output:
         raise SystemExit(f"wrk {url}:\n{output}")
-    return float(re.search(r"Requests/sec:\s+([\d.]+)", output)[1])
+    return float(found(r"Requests/sec:\s+([\d.]+)", output))
 
 
 def throughput(lab: Lab, results: list[tuple[str, str, str, bool]], duration: int, rounds: int) -> None:
     page = Browser(lab, "lb1").get("/").text
-    asset = re.search(r'"(/static/[^"]+\.css)"', page)[1]
+    asset = found(r'"(/static/[^"]+\.css)"', page)
     cases = {
         "application": ("/lights/", "app1", 8000, 8),
         "static": (asset, "static1", 8080, 32),
