@@ -62,7 +62,9 @@ def check_installed(artifact: Path, work: Path, home: Path) -> None:
     """Installed into an empty path, every playbook runs by its name from an empty directory."""
     collections, empty = work / "collections", work / "empty"
     empty.mkdir()
-    environment = clean_environment(home, ANSIBLE_COLLECTIONS_PATH=str(collections), ANSIBLE_CONFIG="/dev/null")
+    settings = work / "ansible.cfg"
+    settings.write_text("[defaults]\n", encoding="utf-8")  # nobody else's settings
+    environment = clean_environment(home, ANSIBLE_COLLECTIONS_PATH=str(collections), ANSIBLE_CONFIG=str(settings))
     install = ["collection", "install", "--offline", "-p", str(collections), str(artifact)]
     must([str(BIN / "ansible-galaxy"), *install], empty, environment)
     shutil.copytree(ROOT / "inventories" / "prod", work / "prod")

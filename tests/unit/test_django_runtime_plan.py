@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from ansible_collections.flotilla.django.plugins.module_utils._django_runtime_plan import (
     Observed,
+    Plan,
     UnitSeen,
     health_problem,
     make_plan,
@@ -33,7 +34,7 @@ CONVERGED = Observed(
 )
 
 
-def plan(seen: Observed, release: str = "2"):
+def plan(seen: Observed, release: str = "2") -> Plan:
     return make_plan(release, [WEB, WORKER], [ENVIRONMENT], seen)
 
 
