@@ -50,6 +50,7 @@ def test_redis_down_is_not_the_end(tier: Tier) -> None:
     assert visitor.is_logged_in("app1")
 
 
+@pytest.mark.full
 def test_redis_frozen_costs_each_process_a_second_now_and_then(tier: Tier) -> None:
     visitor = Visitor(tier)
     visitor.login("app1", "app1")
@@ -80,6 +81,7 @@ def test_read_only_database(tier: Tier) -> None:
         tier.lab.sql("db1", "SELECT pg_reload_conf()")
 
 
+@pytest.mark.full
 def test_database_frozen_does_not_hang_the_health_address(tier: Tier) -> None:
     tier.lab.tool("pause", "db1")
     try:
@@ -105,6 +107,7 @@ def test_drain_file(tier: Tier) -> None:
         tier.lab.ssh("app2", "rm /srv/django/drain")
 
 
+@pytest.mark.full
 def test_node_comes_back_after_a_power_cut(tier: Tier) -> None:
     visitor = Visitor(tier)
     visitor.login("app1", "app2")
@@ -118,11 +121,13 @@ def test_node_comes_back_after_a_power_cut(tier: Tier) -> None:
     assert tier.lab.ssh("app2", "systemctl is-active django-worker").strip() == "active"
 
 
+@pytest.mark.full
 def test_master_process_killed(tier: Tier) -> None:
     tier.lab.ssh("app2", "kill -9 $(systemctl show -p MainPID --value django.service)")
     wait_until(lambda: tier.health("app2")[0] == 200, 20, "systemd starts it again")
 
 
+@pytest.mark.full
 def test_stop_lets_requests_finish(tier: Tier) -> None:
     """A request of three seconds that is under way when the service is stopped gets its answer."""
     command = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-H", "Host: flotilla.test"]
@@ -172,6 +177,7 @@ def test_migration_waits_for_the_lock_and_gives_up_in_time(tier: Tier) -> None:
     assert applied["changed"], applied
 
 
+@pytest.mark.full
 def test_migration_gives_way_to_a_busy_table(tier: Tier) -> None:
     """A table that is locked for five seconds: migrate gives up after two, lets the queries through and comes back."""
     tier.lab.ssh("app1", "django-manage migrate guestbook zero")
@@ -208,7 +214,7 @@ def broken_release(tier: Tier, host: str, name: str, wsgi: str) -> str:
     ("name", "wsgi", "expected"),
     [
         ("does-not-start", "raise RuntimeError('deliberately broken')\n", "deliberately broken"),
-        ("hangs", "import time\ntime.sleep(600)\n", "did not become healthy"),
+        pytest.param("hangs", "import time\ntime.sleep(600)\n", "did not become healthy", marks=pytest.mark.full),
     ],
 )
 def test_broken_release_is_taken_back(tier: Tier, name: str, wsgi: str, expected: str) -> None:
@@ -228,6 +234,7 @@ def test_broken_release_is_taken_back(tier: Tier, name: str, wsgi: str, expected
         tier.lab.ssh("app2", f"rm -rf /srv/django/releases/{name}")
 
 
+@pytest.mark.full
 def test_switch_and_back(tier: Tier) -> None:
     former = tier.release("app2")
     wsgi = tier.lab.ssh("app2", "cat /srv/django/current/source/lighthouse/wsgi.py")
@@ -245,6 +252,7 @@ def test_switch_and_back(tier: Tier) -> None:
     assert back["changed"]
 
 
+@pytest.mark.full
 def test_interrupted_activation_is_finished(tier: Tier) -> None:
     """The link is switched and the run is killed before the restart: the process still runs the former release."""
     release = tier.release("app2")

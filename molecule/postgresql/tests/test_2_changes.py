@@ -35,6 +35,7 @@ def test_a_commit_waits_for_a_standby_where_that_is_wanted(tier: Tier) -> None:
     assert tier.sql("db1", "SHOW synchronous_standby_names") == ""
 
 
+@pytest.mark.full
 def test_a_setting_that_needs_a_restart_is_reported_and_not_restarted_for(tier: Tier) -> None:
     before = [tier.started(host) for host in HOSTS]
     recap = tier.converge(postgresql_parameters={"max_worker_processes": 9, "work_mem": "7MB"})
@@ -66,9 +67,9 @@ def test_a_bad_setting_never_reaches_the_running_server(tier: Tier) -> None:
     ("variables", "message"),
     [
         ({"postgresql_synchronous_standbys": 3}, "postgresql_synchronous_standbys is 3"),
-        ({"postgresql_memory_mb": 10}, "postgresql_memory_mb is 10"),
-        ({"postgresql_initial_primary": "db9"}, "db9"),
-        ({"postgresql_client_addresses": ["app1.example.org"]}, "app1.example.org"),
+        pytest.param({"postgresql_memory_mb": 10}, "postgresql_memory_mb is 10", marks=pytest.mark.full),
+        pytest.param({"postgresql_initial_primary": "db9"}, "db9", marks=pytest.mark.full),
+        pytest.param({"postgresql_client_addresses": ["app1.example.org"]}, "app1.example.org", marks=pytest.mark.full),
     ],
 )
 def test_bad_input_changes_nothing(tier: Tier, variables: dict[str, object], message: str) -> None:
@@ -78,6 +79,7 @@ def test_bad_input_changes_nothing(tier: Tier, variables: dict[str, object], mes
     assert recap.changed == {}
 
 
+@pytest.mark.full
 def test_passwords_are_changed_by_changing_the_variables(tier: Tier) -> None:
     new = {"cluster_database_password": "an other: 'one'\\", "postgresql_replication_password": "and:a\\nother"}
     recap = tier.converge(**new)
@@ -97,6 +99,7 @@ def test_passwords_are_changed_by_changing_the_variables(tier: Tier) -> None:
     assert tier.remote("db3", "db1", "SELECT 1") == "1"
 
 
+@pytest.mark.full
 def test_rights_given_by_hand_are_taken_back(tier: Tier) -> None:
     tier.sql(
         "db1",

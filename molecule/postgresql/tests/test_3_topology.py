@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 
+import pytest
 from postgresql_tier import Tier
 
 from tests.cluster import ROOT, wait_until
 
 
+@pytest.mark.full
 def test_an_interrupted_clone_is_begun_anew(tier: Tier) -> None:
     tier.lab.ssh("db3", f"systemctl stop {tier.unit}; rm -rf {tier.data}")
     run = subprocess.Popen(
@@ -39,6 +41,7 @@ def test_an_interrupted_clone_is_begun_anew(tier: Tier) -> None:
     assert left == [tier.data]
 
 
+@pytest.mark.full
 def test_a_data_directory_that_is_not_understood_is_kept(tier: Tier) -> None:
     tier.lab.ssh(
         "db3",
@@ -55,6 +58,7 @@ def test_a_data_directory_that_is_not_understood_is_kept(tier: Tier) -> None:
     tier.wait_streaming("db1", {"db2", "db3"})
 
 
+@pytest.mark.full
 def test_a_stopped_primary_without_another_is_started(tier: Tier) -> None:
     tier.lab.ssh("db1", f"systemctl stop {tier.unit}")
     recap = tier.converge()

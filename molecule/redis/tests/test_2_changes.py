@@ -63,6 +63,7 @@ def test_a_master_moved_by_hand_is_left_alone(tier: Tier) -> None:
     assert tier.shape() == {"cache1": "cache2", "cache2": "master", "cache3": "cache2"}
 
 
+@pytest.mark.full
 def test_a_moved_master_is_still_it_after_a_restart(tier: Tier) -> None:
     """Redis itself keeps whom it follows, and no run writes over that, not even when it has something to change."""
     move_master(tier, "cache2")
@@ -152,6 +153,7 @@ def test_a_wiped_master_never_wipes_the_others(tier: Tier) -> None:
     assert tier.converge().changed == {}
 
 
+@pytest.mark.full
 def test_two_masters_are_refused(tier: Tier) -> None:
     tier.call("cache1", "SET", "test:two", "one", user="django")
     tier.call("cache3", "REPLICAOF", "NO", "ONE")
@@ -163,6 +165,7 @@ def test_two_masters_are_refused(tier: Tier) -> None:
     assert tier.call("cache3", "GET", "test:two", user="django") == "other"
 
 
+@pytest.mark.full
 def test_an_empty_lone_master_joins(tier: Tier) -> None:
     tier.call("cache1", "SET", "test:lone", "kept", user="django")
     tier.call("cache3", "REPLICAOF", "NO", "ONE")
@@ -173,6 +176,7 @@ def test_an_empty_lone_master_joins(tier: Tier) -> None:
     assert tier.call("cache3", "GET", "test:lone", user="django") == "kept"
 
 
+@pytest.mark.full
 def test_replicas_of_a_dead_master_keep_their_data(tier: Tier) -> None:
     tier.call("cache1", "SET", "test:dead", "kept", user="django")
     assert tier.call("cache1", "WAIT", "2", "5000") == 2
