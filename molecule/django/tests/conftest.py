@@ -10,9 +10,9 @@ import pytest
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[2])]
 
-from django_tier import Tier
+from django_tier import Tier  # noqa: E402 - the line above must come first
 
-from tests.cluster import Lab
+from tests.cluster import Lab  # noqa: E402 - as above
 
 
 @pytest.fixture(scope="session")

@@ -61,6 +61,9 @@ def test_a_bad_setting_never_reaches_the_running_server(tier: Tier) -> None:
     assert recap.returncode != 0
     assert "work_mem" in recap.output
     assert [tier.lab.ssh(host, f"cat {path}") for host in HOSTS] == before
+    # The files were put back, which gives them a new time, so the next run reloads once more than needed. The tests
+    # after this one count changes.
+    assert tier.converge().returncode == 0
 
 
 @pytest.mark.parametrize(
