@@ -32,3 +32,15 @@ def test_site_follows_a_primary_that_was_promoted_by_hand(lab: Lab) -> None:
     token = uuid.uuid4().hex
     assert browser.post_form("/guestbook/", {"token": token, "name": "A test", "message": "After"}).status_code == 302
     assert browser.where()["database_write"] == "db2"
+
+
+def test_the_former_primary_comes_back_as_a_replica_on_a_new_disk(lab: Lab) -> None:
+    lab.tool("rebuild", "db1")
+    run = lab.playbook("--limit", "db1")
+    assert run.returncode == 0, run.output[-5000:]
+    assert lab.sql("db1", "SELECT pg_is_in_recovery()") == "t"
+    wait_until(
+        lambda: lab.sql("db2", "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'") == "2",
+        30,
+        "db1 and db3 follow db2",
+    )
