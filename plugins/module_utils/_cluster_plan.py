@@ -228,6 +228,12 @@ def _value_problems(groups: Mapping[str, Sequence[str]], hosts: Hosts) -> list[s
     standbys = max(0, len(groups.get("postgresql", ())) - 1)
     check("haproxy", "haproxy_balance", ("roundrobin", "leastconn").__contains__, "roundrobin or leastconn")
     check("haproxy", "haproxy_persistence", ("none", "cookie").__contains__, "none or cookie")
+    check(
+        "haproxy",
+        "haproxy_static_cache_mb",
+        lambda value: 0 <= _integer(value, -1) <= 4095,
+        "a whole number of MiB from 0 to 4095",
+    )
     check("django", "haproxy_weight", lambda value: 1 <= _integer(value, 0) <= 256, "a whole number from 1 to 256")
     check("django", "django_project", bool, "a git URL or a local directory", required=True)
     check(

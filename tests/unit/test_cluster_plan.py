@@ -100,6 +100,10 @@ def test_nothing_is_wrong_with_a_good_inventory() -> None:
         ({"app2": {"ansible_host": "db.example.com"}}, "ansible_host on app2: got 'db.example.com', wants an IP addr"),
         ({"app2": {"cluster_host_address": "x"}}, "cluster_host_address on app2: got 'x', wants an IP address"),
         ({"app1": {"haproxy_weight": 0}}, "haproxy_weight on app1: got 0, wants a whole number from 1 to 256"),
+        (
+            {"lb1": {"haproxy_static_cache_mb": 4096}},
+            "haproxy_static_cache_mb on lb1: got 4096, wants a whole number of MiB from 0 to 4095",
+        ),
         ({"app1": {"haproxy_weight": 300}}, "haproxy_weight on app1: got 300, wants"),
         ({"app1": {"haproxy_weight": "many"}}, "haproxy_weight on app1: got 'many', wants"),
         ({"app1": {"haproxy_weight": True}}, "haproxy_weight on app1: got True, wants"),

@@ -36,6 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "haproxy_maintenance_page": "<!DOCTYPE html><title>Closed</title>",
     },
     "no limit": {"haproxy_django_maxconn": 0},
+    "no cache": {"haproxy_static_cache_mb": 0},
 }
 
 
@@ -252,3 +253,8 @@ def test_unit_keeps_the_state_before_it_reloads() -> None:
         "/usr/local/lib/flotilla/haproxy-save-state",
         "/bin/kill",
     ]
+
+
+def test_the_cache_for_static_files_can_be_left_out() -> None:
+    assert "total-max-size 64" in section(configuration(), "cache nginx_static")
+    assert "cache" not in configuration({"haproxy_static_cache_mb": 0}).replace("no-cache", "").replace("nocache", "")

@@ -105,6 +105,22 @@ def test_static_files_are_kept_for_a_year_and_are_the_same_on_every_server(lab: 
         assert bodies == {answer.content}
 
 
+def test_the_balancer_keeps_small_static_files_and_gives_everybody_the_encoding_that_he_asked_for(
+    lab: Lab, browser: Browser
+) -> None:
+    page = browser.get("/").text
+    asset = next(iter(re.findall(r'"(/static/[^"]+\.[0-9a-f]{12}\.css)"', page))) + "?of-this-test"
+    seen = []
+    for encoding in ["identity", "br", "gzip", "identity", "br", "gzip"]:
+        answer = browser.get(asset, headers={"Accept-Encoding": encoding})
+        seen.append((answer.headers.get("Content-Encoding", "identity"), answer.headers["X-Served-By"] == "<CACHE>"))
+    # The plain one is asked of Nginx each time: HAProxy would give it to those, too, who take a compressed one.
+    assert seen == [
+        *(("identity", False), ("br", False), ("gzip", False)),
+        *(("identity", False), ("br", True), ("gzip", True)),
+    ]
+
+
 def test_plain_http_is_sent_to_https(lab: Lab) -> None:
     answer = Browser(lab, "lb1", port=80).get("/where/")
     assert answer.status_code in {301, 308}
