@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.cluster import DOMAIN, ROOT, Browser, Lab
 
 HOSTS = "all:!lab_spare"
-# The last one is what the balancer's own memory saves: a client that takes no compressed answer goes to Nginx each time.
+# The last one shows what the memory of the balancer saves: who takes no compressed answer is served by Nginx each time.
 LIMITS = {"first": 2.0, "second": 40.0, "application": 0.85, "static": 0.7, "static, from Nginx each time": 0.0}
 BROWSER = ["-H", "Accept-Encoding: gzip, br"]
 TIERS = ["haproxy", "django", "redis", "postgresql", "nginx_static"]

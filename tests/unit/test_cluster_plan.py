@@ -40,7 +40,7 @@ def hosts(groups: Mapping[str, list[str]], **by_host: dict[str, Any]) -> dict[st
 
 def problems(groups: Mapping[str, list[str]] = GROUPS, **by_host: dict[str, Any]) -> list[str]:
     known = {"haproxy_balance", "haproxy_persistence", "django_project", "django_workers", "haproxy_tls_certificate"}
-    known |= {"haproxy_tls_key", "postgresql_synchronous_standbys"}
+    known |= {"haproxy_tls_key", "postgresql_synchronous_standbys", "haproxy_static_cache_mb"}
     return cluster.problems(groups, hosts(groups, **by_host), known, filters.read_certificate, NOW)
 
 
