@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from tests.cluster import PASSWORD, Browser, Lab, wait_until
+from tests.cluster import DOMAIN, PASSWORD, Browser, Lab, wait_until
 
 APPS = ["app1", "app2", "app3"]
 
@@ -114,6 +114,9 @@ def test_the_balancer_keeps_small_static_files_and_gives_everybody_the_encoding_
     for encoding in ["identity", "br", "gzip", "identity", "br", "gzip"]:
         answer = browser.get(asset, headers={"Accept-Encoding": encoding})
         seen.append((answer.headers.get("Content-Encoding", "identity"), answer.headers["X-Served-By"] == "<CACHE>"))
+    silent = browser.client.build_request("GET", asset, extensions={"sni_hostname": DOMAIN})
+    del silent.headers["Accept-Encoding"]
+    assert "Content-Encoding" not in browser.client.send(silent).headers
     # The plain one is asked of Nginx each time: HAProxy would give it to those, too, who take a compressed one.
     assert seen == [
         *(("identity", False), ("br", False), ("gzip", False)),
