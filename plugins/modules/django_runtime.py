@@ -115,6 +115,10 @@ health:
   description: The answer of the deep health address.
   type: dict
   returned: when services were restarted
+seconds:
+  description: How long it took.
+  type: float
+  returned: success
 journal:
   description: The last lines of the journal of the services.
   type: str
@@ -210,6 +214,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
+    began = time.monotonic()
     reasons: list[str] = []
     try:
         validate(params["release"], params["units"])
@@ -235,6 +240,7 @@ def main() -> None:
         previous=plan.previous or "",
         restarted=list(plan.restart),
         health=health,
+        seconds=round(time.monotonic() - began, 2),
         diff={
             "before": f"release {seen.current}\n",
             "after": f"release {params['release']}\n" + "".join(f"# {reason}\n" for reason in reasons),

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: Contributors to Flotilla
+"""What a deploy decides: in which order nodes are switched, whether it may begin, whose lock it is. Pure: no I/O."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+PERCENT = re.compile(r"(\d+)%")
+
+
+def batch_size(wanted: Any, nodes: int) -> int:
+    """How many nodes are switched at a time: a number, or a percentage of all nodes (rounded down, at least one)."""
+    text = str(wanted).strip()
+    percent = PERCENT.fullmatch(text)
+    if percent and 1 <= int(percent[1]) <= 100:
+        return max(1, nodes * int(percent[1]) // 100)
+    if text.isdecimal() and int(text) >= 1 and not isinstance(wanted, bool):
+        return int(text)
+    raise ValueError(f"deploy_batch: got {wanted!r}, wants a number of nodes from 1 on or a percentage from 1% to 100%")
+
+
+def batches(nodes: Sequence[str], size: Any, first: Sequence[str] = ()) -> list[list[str]]:
+    """The nodes in the order in which they are switched.
+
+    Those that are out of service anyway (left over by an interrupted deploy) come first and together: nobody misses
+    them. Then one node alone, the canary, and then batches of `size`.
+    """
+    number = batch_size(size, len(nodes))
+    waiting = [node for node in nodes if node in first]
+    serving = [node for node in nodes if node not in first]
+    found = [waiting] if waiting else []
+    if serving:
+        found.append(serving[:1])
+        rest = serving[1:]
+        found.extend(rest[start : start + number] for start in range(0, len(rest), number))
+    return found
+
+
+def problems(
+    nodes: Sequence[str],
+    balancers: Mapping[str, Sequence[Mapping[str, Any]]],
+    unfinished: Sequence[str],
+    unhealthy: Mapping[str, str],
+    size: Any,
+    min_healthy: int,
+) -> list[str]:
+    """Why the deploy may not begin; empty when it may.
+
+    `balancers` has the servers of the backend django as each balancer knows them, `unfinished` the nodes that an
+    interrupted deploy was working at, `unhealthy` what serving nodes say about themselves when they are not well.
+    """
+    found: list[str] = []
+    serving: set[str] = set(nodes)
+    for balancer, servers in sorted(balancers.items()):
+        known = {server["server"]: server for server in servers}
+        for node in nodes:
+            server = known.get(node)
+            if server is None:
+                found.append(f"{balancer} does not know the node {node}: run site.yml first")
+                continue
+            if server["admin"] != "ready" or server["operational"] != "up":
+                serving.discard(node)
+            if server["admin"] != "ready" and node not in unfinished:
+                found.append(
+                    f"{node} is in state {server['admin']} on {balancer}, and not by a deploy: bring it back with "
+                    f"undrain.yml, or leave it out with --limit"
+                )
+    found.extend(f"{node} is not well: {why}" for node, why in sorted(unhealthy.items()) if node in serving)
+    largest = max((len(batch) for batch in batches([n for n in nodes if n in serving], size)), default=0)
+    if serving and len(serving) - largest < min_healthy:
+        found.append(
+            f"{len(serving)} nodes serve, and with {largest} of them taken out (deploy_batch: {size}) fewer than "
+            f"{min_healthy} would be left (deploy_min_healthy)"
+        )
+    return found
+
+
+def out_of_service(balancers: Mapping[str, Sequence[Mapping[str, Any]]], nodes: Sequence[str]) -> list[str]:
+    """The nodes that no balancer sends requests to."""
+    serving = {
+        server["server"]
+        for servers in balancers.values()
+        for server in servers
+        if server["admin"] == "ready" and server["operational"] == "up"
+    }
+    return [node for node in nodes if node not in serving]
+
+
+def kept(lines: Sequence[str]) -> dict[str, Any]:
+    """What a node keeps, from lines like `release /srv/django/releases/X`, `current releases/X` and `previous ...`."""
+    found: dict[str, Any] = {"current": "", "previous": "", "releases": []}
+    for line in lines:
+        what, _, path = line.partition(" ")
+        name = path.rstrip("/").rsplit("/", 1)[-1]
+        if what == "release":
+            found["releases"].append(name)
+        elif what in ("current", "previous"):
+            found[what] = name
+    return found
+
+
+def rollback_target(nodes: Mapping[str, Mapping[str, Any]], wanted: str) -> str:
+    """The release to go back to: the one that is wanted by name, or else the one before.
+
+    A deploy that was interrupted leaves nodes with different releases. The way back is then the release that some still
+    run and the others ran before.
+    """
+    in_common = set.intersection(*(set(node["releases"]) for node in nodes.values())) if nodes else set()
+    if wanted:
+        fits = sorted(name for name in in_common if name == wanted or name.rsplit("-", 1)[0] == wanted)
+        if len(fits) == 1:
+            return fits[0]
+        raise ValueError(
+            f"django_version: got {wanted}, wants one release that all nodes keep: "
+            + (", ".join(fits or sorted(in_common)) or "there is none")
+        )
+    candidates = set.intersection(*({node["current"], node["previous"]} for node in nodes.values())) & in_common
+    running = {node["current"] for node in nodes.values()}
+    if len(running) == 1:
+        candidates -= running
+    else:
+        candidates &= {node["previous"] for node in nodes.values()}
+    if len(candidates) != 1:
+        raise ValueError(
+            "the nodes do not agree about the release before; name one with -e django_version=, all nodes keep "
+            + (", ".join(sorted(in_common)) or "none")
+        )
+    return candidates.pop()
+
+
+def holder(lock: Mapping[str, Any], now: float) -> str:
+    """A sentence about who holds a lock."""
+    minutes, seconds = divmod(max(0, int(now - lock.get("since", now))), 60)
+    age = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s"
+    text = f"{lock.get('kind', 'deploy')} {lock.get('id')} by {lock.get('user')} on {lock.get('host')}"
+    text += f" (process {lock.get('pid')}) holds the lock since {age}"
+    phase = lock.get("phase")
+    nodes = ", ".join(lock.get("nodes") or [])
+    return text + (f"; phase: {phase}" if phase else "") + (f", working at {nodes}" if nodes else "")
+
+
+def row(node: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a deploy has to say about one node, from the facts that its tasks set."""
+    found: dict[str, Any] = {"node": node, "release": facts.get("deploy_from"), "result": "not switched"}
+    if facts.get("deploy_to") and facts.get("deploy_to") == facts.get("deploy_from"):
+        found["result"] = "ran it already"
+    return found | dict(facts.get("deploy_row") or {})
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The lines of the table at the end of a deploy."""
+    head = ["node", "release", "drain", "switch", "ready", "result"]
+    lines = [head]
+    for row in rows:
+        seconds = [f"{row[key]:.1f} s" if isinstance(row.get(key), int | float) else "-" for key in head[2:5]]
+        lines.append([str(row["node"]), str(row.get("release") or "-"), *seconds, str(row.get("result") or "-")])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
