@@ -121,6 +121,7 @@ def test_the_deep_health_check_is_green(lab: Lab, site: Site, app: str) -> None:
         "database",
         "redis",
         "migrations",
+        "urls",
     }
 
 

@@ -28,7 +28,7 @@ def test_deep_health_names_every_check_with_its_time(tier: Tier, host: str) -> N
 
     assert status == 200, body
     assert body["reasons"] == []
-    assert set(body["checks"]) == {"database", "redis", "migrations"}
+    assert set(body["checks"]) == {"database", "redis", "migrations", "urls"}
     assert all(check["ok"] and check["ms"] > 0 for check in body["checks"].values())
 
 

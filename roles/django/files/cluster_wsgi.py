@@ -2,8 +2,8 @@
 """The WSGI application gunicorn serves: the project's own, with two health addresses in front of it.
 
 <path>       shallow, for the balancer: 200 while this process answers, 503 while the node's drain file exists.
-<path>/deep  for deploys and people: 200 when the database can be written, Redis can be written and no migration is
-             unapplied; 503 with the reasons otherwise. It says more than the public should know and costs a database
+<path>/deep  for deploys and people: 200 when the database can be written, Redis can be written, no migration is
+             unapplied and the project's URLs can be imported; 503 with the reasons otherwise. It says more than the public should know and costs a database
              connection, so it is for callers that reach the node directly: the balancer refuses /-/ from outside.
 
 Both are answered before Django sees the request: ALLOWED_HOSTS, SECURE_SSL_REDIRECT and middleware have no say.
@@ -93,10 +93,18 @@ def _check_migrations() -> str:
     return f"{len(names)} unapplied: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
 
 
+def _check_urls() -> str:
+    # Django imports the views at the first request: until then a release that cannot answer a single one looks well.
+    from django.urls import get_resolver
+
+    return "" if get_resolver().url_patterns is not None else "there is no URLconf"
+
+
 CHECKS: dict[str, Callable[[], str]] = {
     "database": _check_database,
     "redis": _check_redis,
     "migrations": _check_migrations,
+    "urls": _check_urls,
 }
 
 
