@@ -203,14 +203,16 @@ def split_replies(text: str, count: int) -> list[str]:
     """The replies to so many commands of one line. Each ends with an empty line, and none has one inside."""
     replies: list[str] = []
     lines: list[str] = []
-    for line in text.split("\n"):
+    # Only lines that came to their end: nothing at all is not the empty answer that means success.
+    *whole, rest = text.split("\n")
+    for line in whole:
         if line.strip():
             lines.append(line)
         elif len(replies) < count:
             replies.append("\n".join(lines))
             lines = []
-    if lines:
-        raise ValueError(f"an answer was cut off after {lines[-1]!r}")
+    if lines or rest:
+        raise ValueError(f"an answer was cut off after {rest or lines[-1]!r}")
     if len(replies) < count:
         raise ValueError(f"{len(replies)} of {count} answers came")
     return replies
