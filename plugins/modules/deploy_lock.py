@@ -82,7 +82,7 @@ lock:
   type: dict
   returned: always
 former:
-  description: What stood there before; with RV(former.nodes) that an earlier deploy left behind.
+  description: What stood there before; with the C(nodes) that an earlier deploy left behind.
   type: dict
   returned: always
 """

@@ -3,8 +3,9 @@
 
 <path>       shallow, for the balancer: 200 while this process answers, 503 while the node's drain file exists.
 <path>/deep  for deploys and people: 200 when the database can be written, Redis can be written, no migration is
-             unapplied and the project's URLs can be imported; 503 with the reasons otherwise. It says more than the public should know and costs a database
-             connection, so it is for callers that reach the node directly: the balancer refuses /-/ from outside.
+             unapplied and the project's URLs can be imported; 503 with the reasons otherwise. It says more than the
+             public should know and costs a database connection, so it is for callers that reach the node directly:
+             the balancer refuses /-/ from outside.
 
 Both are answered before Django sees the request: ALLOWED_HOSTS, SECURE_SSL_REDIRECT and middleware have no say.
 <path> is CLUSTER_HEALTH_PATH, /-/health unless set.
