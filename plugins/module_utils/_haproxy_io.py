@@ -12,6 +12,7 @@ import socket
 import stat
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,16 +30,22 @@ from ansible_collections.flotilla.django.plugins.module_utils._haproxy_plan impo
 )
 
 # For one exchange, in seconds. HAProxy answers in milliseconds or not at all.
-ANSWER_TIMEOUT = 5.0
+ANSWER_TIMEOUT = 3.0
 # A line that HAProxy reads must fit in its buffer (16 KiB unless configured smaller).
 COMMANDS_PER_LINE = 40
 # How long sessions that were cut may take to be gone.
 CUT_TIMEOUT = 3.0
+# What a master answers for a worker that is ending, or gone. After the latter it does not even close the connection.
+AWAY = (b"Can't connect to the target CLI", b"Can't find the target")
 READING = ("show info", "show servers state", "show stat -1 4 -1", "show cli level")
 
 
 class HaproxyError(Exception):
     """HAProxy cannot be reached, or does not do what it is told."""
+
+
+class WorkerAwayError(Exception):
+    """The master cannot reach a worker."""
 
 
 class Clock(Protocol):
@@ -91,6 +98,7 @@ class Endpoint:
         """The replies to the commands. A socket that is not there is tried again, because HAProxy may be restarting."""
         line = ";".join([prefix + command for command in commands] + (["quit"] if close else [])) + "\n"
         deadline = self.clock.monotonic() + self.connect_timeout
+        timed_out = False
         reason: Exception
         while True:
             try:
@@ -102,7 +110,11 @@ class Endpoint:
             except ConnectionRefusedError as error:
                 problem, reason = "nothing listens there: HAProxy is down", error
             except TimeoutError as error:
-                raise HaproxyError(f"no answer from {self.text} within {ANSWER_TIMEOUT:g} s") from error
+                # Once more: a master that starts itself anew forgets whom it was talking to.
+                if timed_out:
+                    raise HaproxyError(f"no answer from {self.text} within {ANSWER_TIMEOUT:g} s, twice") from error
+                timed_out = True
+                continue
             except (ConnectionResetError, BrokenPipeError, ValueError) as error:
                 problem, reason = f"the answer was cut off ({error})", error
             except OSError as error:
@@ -123,6 +135,8 @@ class Endpoint:
             client.sendall(line.encode())
             while chunk := client.recv(1 << 16):
                 answer += chunk
+                if any(words in answer for words in AWAY):
+                    raise WorkerAwayError
                 client.settimeout(max(0.01, end - self.clock.monotonic()))
         return answer.decode(errors="replace")
 
@@ -142,19 +156,29 @@ class Master:
     def sessions(self, old: Sequence[int]) -> dict[int, dict[Key, int]]:
         """The sessions of each old worker. One that is gone meanwhile has none."""
         found = {}
+        clock = self.endpoint.clock
         for pid in old:
-            reply = self.ask_worker(pid, ["show stat"])[0]
-            if reply.startswith("# "):
-                found[pid] = plan.old_sessions(plan.parse_stat(reply))
-            elif pid in self.processes()[1]:
-                raise HaproxyError(f"{self.endpoint.text}: the old worker {pid} says: {reply.strip()}")
+            deadline = clock.monotonic() + ANSWER_TIMEOUT
+            while pid not in found:
+                try:
+                    found[pid] = plan.old_sessions(plan.parse_stat(self.ask_worker(pid, ["show stat"])[0]))
+                except WorkerAwayError:
+                    # Its command line ends a moment before it does.
+                    if pid not in self.processes()[1]:
+                        break
+                    if clock.monotonic() >= deadline:
+                        raise HaproxyError(f"{self.endpoint.text}: the old worker {pid} does not answer") from None
+                    clock.sleep(0.05)
+                except ValueError as error:
+                    raise HaproxyError(f"{self.endpoint.text}: the old worker {pid} says: {error}") from error
         return found
 
     def cut(self, old: Sequence[int], keys: Sequence[Key]) -> None:
         """Ends the sessions of old workers one by one: they refuse to do it by server."""
         for pid in old:
-            for session in plan.sessions_to_cut(self.ask_worker(pid, ["show sess"])[0], keys):
-                self.ask_worker(pid, [f"shutdown session {session}"])
+            with suppress(WorkerAwayError):
+                for session in plan.sessions_to_cut(self.ask_worker(pid, ["show sess"])[0], keys):
+                    self.ask_worker(pid, [f"shutdown session {session}"])
 
 
 @dataclass(frozen=True)

@@ -317,6 +317,16 @@ def test_reload_while_draining(site: Site, keep_state: bool) -> None:
     assert done["changed"] and lb.masks()["app1"][1] == MAINT
 
 
+def test_old_worker_that_ends_while_it_is_asked(site: Site, lb: Balancer) -> None:
+    """The master does not answer for a worker that is gone, and does not close the connection either."""
+    slow = lb.start_slow(1.2, "app1")
+    lb.reload()
+    done = site.run(state="drain", poll=0.01, drained_samples=20)
+    slow.join()
+    assert not done["failed"], done
+    assert done["seconds"] < 2.5
+
+
 def test_restart_while_draining(site: Site, lb: Balancer) -> None:
     Slow(lb, 10, "app1")
     wait_for("the slow request", lambda: lb.sessions("app1"))
