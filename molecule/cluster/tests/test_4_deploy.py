@@ -77,6 +77,25 @@ def test_a_release_that_fails_on_the_second_node_is_taken_back(lab: Lab, user: s
     assert lab.ssh("app1", f"cat {LOCK} 2>/dev/null", check=False) == ""
 
 
+def test_a_migration_that_would_break_the_running_release_is_refused(lab: Lab, user: str, tmp_path: Path) -> None:
+    before = releases(lab)
+    project = tmp_path / "lighthouse"
+    shutil.copytree(ROOT / "examples/lighthouse", project, ignore=shutil.ignore_patterns("__pycache__"))
+    (project / "guestbook/migrations/0099_colour.py").write_text(
+        "from django.db import migrations, models\n\n\n"
+        "class Migration(migrations.Migration):\n"
+        '    dependencies = [("guestbook", "0002_lights")]\n'
+        '    operations = [migrations.AddField("Entry", "colour", models.CharField(max_length=5, default="x"))]\n'
+    )
+    with running(lab.load(user, rate=20, seconds=200, mix=MIX, slow_seconds=3)) as load:
+        run = lab.playbook("-e", f"django_project={project}", "-e", "django_version=gate", playbook=DEPLOY)
+    assert run.returncode != 0
+    assert "Add field colour to Entry" in run.output[-4000:], run.output[-4000:]
+    assert lab.sql("db1", "SELECT count(*) FROM pg_attribute WHERE attname = 'colour'") == "0"
+    assert releases(lab) == before
+    assert load.report["failures"] == [], load.report
+
+
 @pytest.mark.parametrize(
     "phase",
     [
