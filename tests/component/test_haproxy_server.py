@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.flotilla.django.plugins.module_utils import _haproxy_io as io
 from haproxy_process import App, Balancer, Slow, Stream, echoes, wait_for
 
 READY, MAINT, DRAIN = 0, 1, 8
@@ -317,14 +318,15 @@ def test_reload_while_draining(site: Site, keep_state: bool) -> None:
     assert done["changed"] and lb.masks()["app1"][1] == MAINT
 
 
-def test_old_worker_that_ends_while_it_is_asked(site: Site, lb: Balancer) -> None:
+def test_old_worker_that_ends_while_it_is_asked(lb: Balancer) -> None:
     """The master does not answer for a worker that is gone, and does not close the connection either."""
-    slow = lb.start_slow(1.2, "app1")
+    gone = int(lb.pid())
     lb.reload()
-    done = site.run(state="drain", poll=0.01, drained_samples=20)
-    slow.join()
-    assert not done["failed"], done
-    assert done["seconds"] < 2.5
+    master = io.Master(io.Endpoint(lb.master, connect_timeout=1))
+    wait_for("the old worker to end", lambda: gone not in master.processes()[1])
+    begun = time.monotonic()
+    assert master.sessions([gone]) == {}
+    assert time.monotonic() - begun < 1
 
 
 def test_restart_while_draining(site: Site, lb: Balancer) -> None:
