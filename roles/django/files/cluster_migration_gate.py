@@ -27,7 +27,7 @@ _TABLE = re.compile(
     r"(?:(?:ALTER|DROP|CREATE(?: UNLOGGED)?) TABLE (?:IF (?:NOT )?EXISTS )?(?:ONLY )?"
     r"|CREATE (?:UNIQUE )?INDEX (?:CONCURRENTLY )?(?:IF NOT EXISTS )?" + _NAME + r" ON (?:ONLY )?"
     # A qualified name, or several tables at once, is not looked up: it counts as existing.
-    rf"|UPDATE (?:ONLY )?)({_NAME})(?![.,]| ,)"
+    rf"|UPDATE (?:ONLY )?)({_NAME})(?![\w$.,]| ,)"
 )
 _COLUMN = re.compile(rf"ALTER TABLE .*?\b(?:ADD|ALTER|DROP|RENAME) COLUMN (?:IF (?:NOT )?EXISTS )?({_NAME})")
 _ADD_COLUMN = re.compile(rf"\bADD COLUMN (?:IF NOT EXISTS )?({_NAME})")
@@ -37,7 +37,6 @@ _NEW_TYPE = re.compile(
     rf"ALTER TABLE (?:ONLY )?{_NAME} ALTER COLUMN ({_NAME}) TYPE ([a-z ]+(?:\([\d, ]+\))?)(?: USING {_NAME}::[^,]*)?;?",
     re.IGNORECASE,
 )
-_GENERATED = re.compile(r"\bADD COLUMN .* GENERATED (?:ALWAYS|BY DEFAULT) AS\b")
 
 # What the running release would meet, and what to do instead: by the code of the finding.
 REASONS = {
@@ -173,8 +172,6 @@ class Judge:
         from django_migration_linter.sql_analyser.postgresql import PostgresqlAnalyser
 
         def not_null(statements: list[str], **_: Any) -> bool:
-            if any(_GENERATED.search(one) for one in statements):
-                return False
             # A default does not help: the running release names the column and may send NULL.
             taken = (
                 schema.has(table_of(one), unquoted(name)) for one in statements for name in _SET_NOT_NULL.findall(one)
