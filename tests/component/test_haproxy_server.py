@@ -213,7 +213,7 @@ def test_without_waiting(site: Site, lb: Balancer) -> None:
 # --- health ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("found", ["maint", "drain"])
+@pytest.mark.parametrize("found", ["maint", pytest.param("drain", marks=pytest.mark.full)])
 def test_ready_only_with_proof(site: Site, lb: Balancer, found: str) -> None:
     assert site.run(state=found)["changed"]
     site.app1.stop()
@@ -302,7 +302,7 @@ def test_sessions_of_an_old_worker_are_cut(site: Site, lb: Balancer) -> None:
         assert echoes(other)
 
 
-@pytest.mark.parametrize("keep_state", [True, False])
+@pytest.mark.parametrize("keep_state", [pytest.param(True, marks=pytest.mark.full), False])
 def test_reload_while_draining(site: Site, keep_state: bool) -> None:
     lb = site.balancer(keep_state=keep_state)
     slow = lb.start_slow(2.5, "app1")
@@ -446,9 +446,8 @@ def test_typos_are_refused_and_named(site: Site, lb: Balancer) -> None:
         ({"backends": ["jango"]}, "no backend 'jango'; it has django, plain"),
     )
     for arguments, words in typos:
-        for check in (True, False):
-            failed = site.run(check=check, state="drain", **arguments)
-            assert failed["failed"] and words in failed["msg"], failed
+        failed = site.run(state="drain", **arguments)
+        assert failed["failed"] and words in failed["msg"], failed
     assert lb.masks()["app1"][1] == READY
 
 
@@ -456,11 +455,7 @@ def test_typos_are_refused_and_named(site: Site, lb: Balancer) -> None:
     ("arguments", "words"),
     [
         ({"servers": ["app1;set server django/app2 state maint"]}, "servers has"),
-        ({"servers": ["django/app1"]}, "servers has"),
-        ({"servers": []}, "servers is empty"),
         ({"timeout": -1}, "timeout is -1"),
-        ({"weight": "257"}, "weight is '257'"),
-        ({"min_healthy": "most"}, "min_healthy is 'most'"),
         ({"sockets": ["run/haproxy.sock"]}, "sockets has"),
         ({"master_socket": "master:80x"}, "wants the absolute path"),
         ({"state": None}, "one of the following is required: state, weight"),
