@@ -38,6 +38,10 @@ def deploy_out_of_service(nodes: Sequence[str], balancers: Mapping[str, Any]) ->
     return plan.out_of_service(balancers, list(nodes))
 
 
+def deploy_incomplete(nodes: Sequence[str], balancers: Mapping[str, Any]) -> list[str]:
+    return plan.incomplete(balancers, list(nodes))
+
+
 def deploy_is_dead(lock: Mapping[str, Any]) -> bool:
     """Whether the process that took the lock ran on this controller and has ended: nobody will free it."""
     if not lock or lock.get("host") != socket.gethostname():
@@ -71,6 +75,7 @@ class FilterModule:
             "deploy_batches": deploy_batches,
             "deploy_problems": deploy_problems,
             "deploy_out_of_service": deploy_out_of_service,
+            "deploy_incomplete": deploy_incomplete,
             "deploy_rollback_target": deploy_rollback_target,
             "deploy_is_dead": deploy_is_dead,
             "deploy_table": deploy_table,

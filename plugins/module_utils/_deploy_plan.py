@@ -79,14 +79,19 @@ def problems(
 
 
 def out_of_service(balancers: Mapping[str, Sequence[Mapping[str, Any]]], nodes: Sequence[str]) -> list[str]:
-    """The nodes that no balancer sends requests to."""
-    serving = {
-        server["server"]
-        for servers in balancers.values()
-        for server in servers
-        if server["admin"] == "ready" and server["operational"] == "up"
-    }
-    return [node for node in nodes if node not in serving]
+    """The nodes that no balancer sends requests to: they can be switched at once, nobody misses them."""
+    return [node for node in nodes if not any(_serves(servers, node) for servers in balancers.values())]
+
+
+def incomplete(balancers: Mapping[str, Sequence[Mapping[str, Any]]], nodes: Sequence[str]) -> list[str]:
+    """The nodes that not all balancers send requests to: a deploy that was killed got to some of them only."""
+    return [node for node in nodes if not all(_serves(servers, node) for servers in balancers.values())]
+
+
+def _serves(servers: Sequence[Mapping[str, Any]], node: str) -> bool:
+    return any(
+        server["server"] == node and server["admin"] == "ready" and server["operational"] == "up" for server in servers
+    )
 
 
 def kept(lines: Sequence[str]) -> dict[str, Any]:
@@ -154,8 +159,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The lines of the table at the end of a deploy."""
     head = ["node", "release", "drain", "switch", "ready", "result"]
     lines = [head]
-    for row in rows:
-        seconds = [f"{row[key]:.1f} s" if isinstance(row.get(key), int | float) else "-" for key in head[2:5]]
-        lines.append([str(row["node"]), str(row.get("release") or "-"), *seconds, str(row.get("result") or "-")])
+    for one in rows:
+        seconds = [f"{one[key]:.1f} s" if isinstance(one.get(key), int | float) else "-" for key in head[2:5]]
+        lines.append([str(one["node"]), str(one.get("release") or "-"), *seconds, str(one.get("result") or "-")])
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]

@@ -156,25 +156,24 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     journal = Journal(params["path"])
     if params["state"] == "read":
         lock = journal.read()
-        return {"changed": False, "former": lock, "lock": lock}
+        return {"former": lock, "lock": lock}
     if not params["owner"].get("id"):
         raise ValueError("owner: wants a dictionary with an id")
     if params["state"] == "free":
         with journal.alone():
             former = journal.read()
             if former.get("id") != params["owner"]["id"]:
-                return {"changed": False, "former": former, "lock": former}
+                return {"former": former, "lock": former}
             left = {"nodes": params["nodes"]} if params["nodes"] else {}
             if not module.check_mode:
                 journal.write(left)
-        return {"changed": True, "former": former, "lock": left}
+        return {"former": former, "lock": left}
     deadline = time.monotonic() + params["wait"]
     while True:
         try:
             with journal.alone():
                 former, lock = take(journal, params, module.check_mode)
-            # Taking the lock for a deploy is no change of the host.
-            return {"changed": False, "former": former, "lock": lock}
+            return {"former": former, "lock": lock}
         except Held:
             if time.monotonic() >= deadline:
                 raise
@@ -196,7 +195,6 @@ def main() -> None:
     )
     try:
         result = run(module)
-        result["changed"] = False
     except Held as error:
         lock = Journal(module.params["path"])
         held = {}
@@ -205,7 +203,8 @@ def main() -> None:
         module.fail_json(msg=str(error), lock=held, former=held)
     except (ValueError, OSError) as error:
         module.fail_json(msg=str(error), lock={}, former={})
-    module.exit_json(**result)
+    # Neither taking nor freeing the lock changes what the host is.
+    module.exit_json(changed=False, **result)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,9 @@ def test_a_deploy_begins_only_when_it_can_end(arguments: dict[str, Any], wanted:
 
 def test_a_node_that_one_balancer_still_uses_is_in_service() -> None:
     assert plan.out_of_service(changed(app2=server("app2", "maint")), NODES) == []
+    # ... but has to be put back on the other one.
+    assert plan.incomplete(changed(app2=server("app2", "maint")), NODES) == ["app2"]
+    assert plan.incomplete(GOOD, NODES) == []
     both = {lb: [server("app2", "maint"), server("app1")] for lb in ("lb1", "lb2")}
     assert plan.out_of_service(both, ["app1", "app2"]) == ["app2"]
 
