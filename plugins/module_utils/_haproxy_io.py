@@ -233,6 +233,15 @@ class Balancer:
                     raise HaproxyError(f"{self.name} answered {reply.strip()!r} to {command!r}{_hint(reply)}")
 
 
+def connection_options() -> dict[str, Any]:
+    """The part of an argument specification that plugins/doc_fragments/haproxy.py documents."""
+    return {
+        "sockets": {"type": "list", "elements": "str", "default": ["/run/haproxy/admin.sock"]},
+        "master_socket": {"type": "str", "default": "/run/haproxy-master.sock"},
+        "connect_timeout": {"type": "float", "default": 5.0},
+    }
+
+
 def balancers(sockets: Sequence[str], connect_timeout: float, clock: Clock | None = None) -> list[Balancer]:
     if not sockets:
         raise Refused("sockets is empty, wants at least one")

@@ -24,18 +24,6 @@ attributes:
     support: full
     description: Changes nothing.
 options:
-  sockets:
-    description: >-
-      The runtime API of each balancer: an absolute path, C(HOST:PORT) or C([IPV6]:PORT). C(level operator) is enough.
-    type: list
-    elements: str
-    default: [/run/haproxy/admin.sock]
-  master_socket:
-    description: >-
-      The socket of HAProxy's master process (option C(-S)) on this host, over which workers from before a reload are
-      asked for their sessions. When it does not exist, RV(notes) say so. Empty means that they are not asked.
-    type: str
-    default: /run/haproxy-master.sock
   servers:
     description: Names of servers, or globs. Each must stand for something on every balancer.
     type: list
@@ -46,11 +34,10 @@ options:
     type: list
     elements: str
     default: ["*"]
-  connect_timeout:
-    description: >-
-      How long, in seconds, to try again when a socket is missing or nobody listens, because HAProxy may be restarting.
-    type: float
-    default: 5.0
+extends_documentation_fragment:
+  - flotilla.django.haproxy
+notes:
+  - C(level operator) is enough for the sockets.
 seealso:
   - module: flotilla.django.haproxy_server
 """
@@ -196,11 +183,9 @@ from ansible_collections.flotilla.django.plugins.module_utils._haproxy_plan impo
 
 def argument_spec() -> dict[str, Any]:
     return {
-        "sockets": {"type": "list", "elements": "str", "default": ["/run/haproxy/admin.sock"]},
-        "master_socket": {"type": "str", "default": "/run/haproxy-master.sock"},
+        **io.connection_options(),
         "servers": {"type": "list", "elements": "str", "default": ["*"]},
         "backends": {"type": "list", "elements": "str", "default": ["*"]},
-        "connect_timeout": {"type": "float", "default": 5.0},
     }
 
 

@@ -34,23 +34,6 @@ attributes:
     support: full
     description: Servers that are in their state already are left alone.
 options:
-  sockets:
-    description:
-      - "The runtime API of each balancer: an absolute path, C(HOST:PORT) or C([IPV6]:PORT). All of them are one
-        cluster."
-      - The sockets need C(level admin).
-      - A balancer that cannot be reached is a failure before anything is changed, because the address may move to it.
-    type: list
-    elements: str
-    default: [/run/haproxy/admin.sock]
-  master_socket:
-    description:
-      - The socket of HAProxy's master process (option C(-S)) on this host, over which workers from before a reload are
-        asked for their sessions. It is used with the unix sockets in O(sockets).
-      - When it does not exist, RV(notes) say that these sessions were not counted. Empty means that they are not asked
-        for.
-    type: str
-    default: /run/haproxy-master.sock
   servers:
     description: Names of servers, or globs. Each must stand for something on every balancer.
     type: list
@@ -125,11 +108,11 @@ options:
     description: How many times in a row there must be no session.
     type: int
     default: 3
-  connect_timeout:
-    description: >-
-      How long, in seconds, to try again when a socket is missing or nobody listens, because HAProxy may be restarting.
-    type: float
-    default: 5.0
+extends_documentation_fragment:
+  - flotilla.django.haproxy
+notes:
+  - The sockets need C(level admin).
+  - A balancer that cannot be reached is a failure before anything is changed, because the address may move to it.
 seealso:
   - module: flotilla.django.haproxy_info
 """
@@ -253,8 +236,7 @@ NOTHING: dict[str, Any] = {"servers": [], "sessions_left": 0, "sessions_cut": 0,
 
 def argument_spec() -> dict[str, Any]:
     return {
-        "sockets": {"type": "list", "elements": "str", "default": ["/run/haproxy/admin.sock"]},
-        "master_socket": {"type": "str", "default": "/run/haproxy-master.sock"},
+        **io.connection_options(),
         "servers": {"type": "list", "elements": "str", "required": True},
         "backends": {"type": "list", "elements": "str", "default": ["*"]},
         "state": {"type": "str", "choices": ["ready", "drain", "maint"]},
@@ -267,7 +249,6 @@ def argument_spec() -> dict[str, Any]:
         "ready_timeout": {"type": "float", "default": 60.0},
         "poll": {"type": "float", "default": 0.2},
         "drained_samples": {"type": "int", "default": 3},
-        "connect_timeout": {"type": "float", "default": 5.0},
     }
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import tomllib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -161,15 +162,28 @@ def test_no_big_or_built_file() -> None:
 MODULES = sorted(path.name for path in (ROOT / "plugins" / "modules").glob("*.py"))
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_module_is_documented(name: str) -> None:
-    tree = ast.parse((ROOT / "plugins" / "modules" / name).read_text(encoding="utf-8"))
+def constants(body: Sequence[ast.stmt]) -> dict[str, str]:
+    """The texts that statements give a name."""
     found: dict[str, str] = {}
-    for node in tree.body:
+    for node in body:
         if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, ast.Constant):
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
             if isinstance(target, ast.Name) and isinstance(node.value.value, str):
                 found[target.id] = node.value.value
+    return found
+
+
+def fragment_options(name: str) -> set[str]:
+    """The options that a documentation fragment of the collection adds."""
+    file = ROOT / "plugins" / "doc_fragments" / f"{name.removeprefix('flotilla.django.')}.py"
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    body = next(node for node in tree.body if isinstance(node, ast.ClassDef)).body
+    return set(yaml.safe_load(constants(body)["DOCUMENTATION"])["options"])
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_is_documented(name: str) -> None:
+    found = constants(ast.parse((ROOT / "plugins" / "modules" / name).read_text(encoding="utf-8")).body)
     assert {"DOCUMENTATION", "EXAMPLES", "RETURN"} <= found.keys()
     documentation = yaml.safe_load(found["DOCUMENTATION"])
     assert documentation["module"] == name.removesuffix(".py")
@@ -178,8 +192,10 @@ def test_module_is_documented(name: str) -> None:
     examples = yaml.safe_load(found["EXAMPLES"])
     fqcn = f"flotilla.django.{documentation['module']}"
     assert any(fqcn in task for task in examples), f"no example calls {fqcn}"
+    options = set(documentation.get("options", {}))
+    options = options.union(*map(fragment_options, documentation.get("extends_documentation_fragment", [])))
     for task in examples:
-        unknown = (task.get(fqcn) or {}).keys() - documentation.get("options", {}).keys()
+        unknown = (task.get(fqcn) or {}).keys() - options
         assert not unknown, f"an example passes {unknown}"
     assert yaml.safe_load(found["RETURN"])
 
