@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,14 @@ APPS = ["app1", "app2", "app3"]
 MIX = {"plain": 6, "page": 3, "session": 3, "post": 2, "static": 2, "slow": 1}
 DEPLOY, ROLLBACK = "playbooks/deploy.yml", "playbooks/rollback.yml"
 LOCK = "/var/lib/flotilla/deploy.json"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def inventory_release(lab: Lab) -> Iterator[None]:
+    """Afterwards the nodes run what the inventory says again: the tests that follow count changes."""
+    yield
+    run = lab.playbook()
+    assert run.returncode == 0, run.output[-3000:]
 
 
 def releases(lab: Lab) -> set[str]:

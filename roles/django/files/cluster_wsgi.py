@@ -206,7 +206,7 @@ class Health:
         finally:
             # Connections belong to threads: this one's ends here, so each deep check connects anew.
             connections.close_all()
-        result: dict[str, Any] = {"ok": not error, "ms": round((time.monotonic() - started) * 1000, 1)}
+        result: dict[str, Any] = {"ok": not error, "ms": round((time.monotonic() - started) * 1000, 3)}
         if error:
             result["error"] = error
         results[name] = result
