@@ -400,16 +400,17 @@ class Operation:
             for target in self.targets:
                 self.wanted[target] = plan.first_admin(self.before[target], self.wish)
             self._tell({target: plan.first_commands(self.before[target], self.wish) for target in self.targets})
-            if self.wish.wait and self.wish.state in (DRAIN, MAINT):
-                self._wait_until_drained()
-                if self.wish.state == MAINT:
-                    self._set(self.targets, MAINT)
+            leaves = self.wish.wait and self.wish.state in (DRAIN, MAINT)
+            if leaves and self._wait_until_drained() and self.wish.state == MAINT:
+                self._set(self.targets, MAINT)
         except (HaproxyError, Refused) as error:
             raise HaproxyError(f"{error}{self._restore()}") from error
         if self.wish.state == READY and self.wish.proof:
             self._note_unchecked()
             if self.wish.wait:
                 self._wait_until_ready()
+        if self.wish.state == READY and self.wish.soak and self.wrote:
+            self._soak()
         if self.wrote or self.wish.wait:
             self.settle()
 
@@ -472,11 +473,12 @@ class Operation:
             f"{count} at {'/'.join(target.key)} on {self.balancers[target.at].name}" for target, count in left.items()
         )
 
-    def _wait_until_drained(self) -> None:
+    def _wait_until_drained(self) -> bool:
+        """False when sessions are left and the servers stay in DRAIN."""
         deadline = self.clock.monotonic() + self.wish.timeout
         # Where nothing was changed and nothing is left, the first look was enough.
         if not self.wrote and not self._left():
-            return
+            return True
         quiet = 0
         totals: dict[Target, int] = {}
         more: dict[Target, int] = {}
@@ -493,10 +495,14 @@ class Operation:
                 break
             if left and self.clock.monotonic() >= deadline:
                 self._note_more(more)
+                if self.on_timeout == "leave":
+                    self.sessions_left = sum(left.values())
+                    return False
                 self._drain_timed_out(left)
-                return
+                return True
             self.clock.sleep(self.wish.poll)
         self._note_more(more)
+        return True
 
     def _note_more(self, more: Mapping[Target, int]) -> None:
         for target, count in more.items():
@@ -573,6 +579,27 @@ class Operation:
             for target in unproven
         ]
         return f"not healthy after {self.wish.ready_timeout:g} s: {'; '.join(reasons)}"
+
+    def _soak(self) -> None:
+        """Watches what the servers that came back make of their first requests."""
+        back = [target for target, server in self.before.items() if server.admin != READY]
+        deadline = self.clock.monotonic() + self.wish.soak
+        self._look()
+        then = {target: self.server(target) for target in back}
+        while back:
+            if self._look():  # The counters begin anew with a new process.
+                then = {target: self.server(target) for target in back}
+            over = self.clock.monotonic() >= deadline
+            problems = [
+                f"{problem} on {self.balancers[target.at].name}"
+                for target in back
+                if (problem := plan.soak_problem(then[target], self.server(target), self.wish.soak_errors, over))
+            ]
+            if problems:
+                raise HaproxyError(f"{'; '.join(problems)}; soak_errors allows {self.wish.soak_errors}")
+            if over:
+                return
+            self.clock.sleep(self.wish.poll)
 
     # --- the result
 

@@ -102,6 +102,19 @@ class Server:
         return self.number("qcur")
 
     @property
+    def responses(self) -> int:
+        """Responses so far, of any status, since HAProxy was started."""
+        return sum(self.number(f"hrsp_{kind}") for kind in ("1xx", "2xx", "3xx", "4xx", "5xx", "other"))
+
+    @property
+    def errors(self) -> int:
+        """Requests that it answered with 5xx, refused (econ) or broke off (eresp), since HAProxy was started.
+
+        HAProxy counts its own 5xx for a broken response, too, so the larger one of the two kinds is taken.
+        """
+        return max(self.number("hrsp_5xx"), self.number("econ") + self.number("eresp"))
+
+    @property
     def check_report(self) -> str:
         """What the last check found, for people."""
         words = [self.stat.get("check_status", ""), self.stat.get("check_desc", ""), self.stat.get("last_chk", "")]
@@ -137,6 +150,8 @@ class Wish:
     connect_timeout: float = 5.0
     poll: float = 0.2
     drained_samples: int = 3
+    soak: float = 0.0
+    soak_errors: str = "0"
 
     def __post_init__(self) -> None:
         check_names("servers", self.servers)
@@ -146,7 +161,8 @@ class Wish:
         if self.weight:
             weight_of(self.weight, 1)
         enough(self.min_healthy, 1)
-        for option in ("timeout", "ready_timeout", "connect_timeout"):
+        errors_allowed(self.soak_errors, 0)
+        for option in ("timeout", "ready_timeout", "connect_timeout", "soak"):
             value = getattr(self, option)
             if not 0 <= value < float("inf"):
                 raise Refused(f"{option} is {value:g}, wants seconds from 0 on")
@@ -194,6 +210,16 @@ def enough(min_healthy: str, total: int) -> int:
     if not match or (match[2] and int(match[1]) > 100):
         raise Refused(f"min_healthy is {min_healthy!r}, wants a number of servers or a share such as '50%'")
     return -(-total * int(match[1]) // 100) if match[2] else int(match[1])
+
+
+def errors_allowed(soak_errors: str, responses: int) -> int:
+    """How many errors of so many responses are accepted. A share accepts one in any case: a single one says little."""
+    match = re.fullmatch(r"(\d{1,6})(%?)", soak_errors)
+    if not match or (match[2] and int(match[1]) > 100):
+        raise Refused(
+            f"soak_errors is {soak_errors!r}, wants a number of errors or a share of the responses such as '5%'"
+        )
+    return max(1, responses * int(match[1]) // 100) if match[2] else int(match[1])
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------
@@ -444,3 +470,16 @@ def describe_old_worker(pid: int, sessions: Mapping[Key, int], keys: Iterable[Ke
         if sessions.get((backend, name))
     ]
     return {"pid": pid, "sessions": sum(sessions.values()), "servers": servers}
+
+
+# An early end of a soak wants so many errors: a first one alone may be bad luck.
+SOAK_EARLY = 5
+
+
+def soak_problem(before: Server, now: Server, soak_errors: str, over: bool) -> str:
+    """What is wrong with a server that has just come back, from its counters then and now; empty when nothing is."""
+    errors, responses = now.errors - before.errors, now.responses - before.responses
+    if errors <= errors_allowed(soak_errors, max(responses, errors)) or (not over and errors < SOAK_EARLY):
+        return ""
+    sent = max(responses, errors)
+    return f"{errors} of {sent} requests to {now.label} failed after it came back (5xx, refused or broken off)"

@@ -75,8 +75,10 @@ options:
       - V(fail) restores the former state and fails.
       - V(maint) sets the servers to V(maint) and lets the sessions end by themselves.
       - V(shutdown) cuts the sessions and goes on to O(state).
+      - V(leave) leaves the servers in V(drain) and succeeds; RV(sessions_left) says that the wait is to go on. So a
+        playbook can wait in steps and show how many are left.
     type: str
-    choices: [fail, maint, shutdown]
+    choices: [fail, maint, shutdown, leave]
     default: fail
   min_healthy:
     description:
@@ -100,6 +102,18 @@ options:
       do not serve. A server that was V(ready) and down is left like that.
     type: float
     default: 60.0
+  soak:
+    description:
+      - How long, in seconds, to watch servers that came back to V(ready). V(0) does not watch.
+      - The module fails when more of their requests fail than O(soak_errors) allows, and leaves them in V(ready).
+    type: float
+    default: 0.0
+  soak_errors:
+    description:
+      - How many requests to a server may fail during O(soak), as a number, or as a share of its responses such as
+        V(5%), which allows one in any case. Answers with 5xx, refused connections and broken responses count.
+    type: str
+    default: "0"
   poll:
     description: How often, in seconds, to look while waiting.
     type: float
@@ -243,10 +257,12 @@ def argument_spec() -> dict[str, Any]:
         "weight": {"type": "str"},
         "wait": {"type": "bool", "default": True},
         "timeout": {"type": "float", "default": 60.0},
-        "on_timeout": {"type": "str", "choices": ["fail", "maint", "shutdown"], "default": "fail"},
+        "on_timeout": {"type": "str", "choices": ["fail", "maint", "shutdown", "leave"], "default": "fail"},
         "min_healthy": {"type": "str", "default": "1"},
         "proof": {"type": "bool", "default": True},
         "ready_timeout": {"type": "float", "default": 60.0},
+        "soak": {"type": "float", "default": 0.0},
+        "soak_errors": {"type": "str", "default": "0"},
         "poll": {"type": "float", "default": 0.2},
         "drained_samples": {"type": "int", "default": 3},
     }
@@ -266,6 +282,8 @@ def wish_from(params: dict[str, Any]) -> Wish:
         connect_timeout=params["connect_timeout"],
         poll=params["poll"],
         drained_samples=params["drained_samples"],
+        soak=params["soak"],
+        soak_errors=params["soak_errors"],
     )
 
 

@@ -43,6 +43,7 @@ class App:
         self.name = name
         self.port = free_port()
         self.healthy = True
+        self.broken = False  # 500 for all but /health
         self.served: list[str] = []
         self.served_while_unhealthy: list[str] = []
         self._server: ThreadingHTTPServer | None = None
@@ -63,7 +64,7 @@ class App:
                     time.sleep(float(self.path.removeprefix("/slow/")))
                 if self.path == "/tunnel":
                     return self.tunnel()
-                return self.answer(200)
+                return self.answer(500 if app.broken else 200)
 
             def answer(self, status: int) -> None:
                 body = app.name.encode()

@@ -194,6 +194,45 @@ def test_web_socket_at_the_time_out(site: Site, lb: Balancer, choice: str) -> No
     assert lb.masks()["app1"][1] == (READY if choice == "fail" else MAINT)
 
 
+def test_waiting_in_steps(site: Site, lb: Balancer) -> None:
+    slow = lb.start_slow(1.5, "app1")
+    first = site.run(state="maint", timeout=0.3, on_timeout="leave")
+    assert not first["failed"] and first["changed"] and first["sessions_left"] == 1
+    assert lb.masks()["app1"][1] == DRAIN
+    last = site.run(state="maint", timeout=10, on_timeout="leave")
+    assert last["sessions_left"] == 0
+    assert lb.masks()["app1"][1] == MAINT
+    slow.join(5)
+    assert slow.answer == (200, "app1")
+
+
+@pytest.mark.parametrize("allowed", ["0", "20%"])
+def test_a_server_that_fails_after_it_came_back_is_found(site: Site, lb: Balancer, allowed: str) -> None:
+    site.run(state="maint")
+    site.app1.broken = True
+    stream = Stream(lb)
+    failed = site.run(state="ready", soak=5, soak_errors=allowed)
+    stream.end()
+    assert failed["failed"]
+    assert "requests to django/app1 failed after it came back" in failed["msg"]
+    assert failed["seconds"] < 5  # enough is enough
+    assert lb.masks()["app1"][1] == READY
+
+
+def test_a_server_that_is_well_is_watched_for_the_time(site: Site, lb: Balancer) -> None:
+    site.run(state="maint")
+    # What the others do is not its fault.
+    site.app2.broken = True
+    stream = Stream(lb)
+    done = site.run(state="ready", soak=1)
+    answers = stream.end()
+    assert not done["failed"], done
+    assert done["seconds"] >= 1
+    assert {status for _begun, status, name in answers if name == "app2"} == {500}
+    # Nothing came back, nothing is watched.
+    assert site.run(state="ready", soak=1)["seconds"] < 0.5
+
+
 def test_without_waiting(site: Site, lb: Balancer) -> None:
     slow = lb.start_slow(1, "app1")
     done = site.run(state="maint", wait=False)

@@ -328,3 +328,32 @@ def test_where_it_waits(found: dict[str, Any], values: dict[str, Any], admin: st
 )
 def test_restoring(before: dict[str, Any], now: dict[str, Any], commands: list[str]) -> None:
     assert plan.restoring_commands(server(**before), server(**now)) == [W1 + command for command in commands]
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "allowed", "over", "found"),
+    [
+        ({}, {"hrsp_2xx": "9"}, "0", True, False),
+        ({}, {"hrsp_2xx": "9", "hrsp_5xx": "1"}, "0", True, True),
+        ({"hrsp_5xx": "7"}, {"hrsp_2xx": "9", "hrsp_5xx": "7"}, "0", True, False),  # from before
+        ({}, {"econ": "1"}, "0", True, True),
+        ({}, {"eresp": "2"}, "1", True, True),
+        ({}, {"hrsp_5xx": "2", "eresp": "2"}, "2", True, False),  # the same two
+        ({}, {"hrsp_2xx": "9", "hrsp_5xx": "1"}, "10%", True, False),
+        ({}, {"hrsp_2xx": "2", "hrsp_5xx": "1"}, "10%", True, False),  # a single one
+        ({}, {"hrsp_2xx": "18", "hrsp_5xx": "3"}, "10%", True, True),
+        ({}, {"hrsp_5xx": "4"}, "0", False, False),  # not yet
+        ({}, {"hrsp_5xx": "5"}, "0", False, True),  # enough
+    ],
+)
+def test_what_a_server_makes_of_its_first_requests(
+    then: dict[str, str], now: dict[str, str], allowed: str, over: bool, found: bool
+) -> None:
+    problem = plan.soak_problem(server(stat=then), server(stat=now), allowed, over)
+    assert bool(problem) is found, problem
+
+
+@pytest.mark.parametrize("text", ["", "-1", "101%", "1.5", "many"])
+def test_bad_shares_of_errors(text: str) -> None:
+    with pytest.raises(plan.Refused, match="soak_errors"):
+        wish(soak_errors=text)
