@@ -6,6 +6,7 @@
 2. the second site.yml in units of one no-op `ansible.builtin.command` task on all hosts
 3. requests per second through the balancer against one gunicorn node and one Nginx asked directly (wrk)
 4. the memory of each daemon at rest
+5. deploys under load in four ways, and what a node costs (deploys.py)
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tests.bench import deploys
 from tests.cluster import DOMAIN, ROOT, Browser, Lab
 
 HOSTS = "all:!lab_spare"
@@ -173,9 +175,14 @@ def memory(lab: Lab) -> list[tuple[str, str, int]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lab", default="bench", help="the lab to use (default: %(default)s, made and removed)")
-    parser.add_argument("--only", choices=["converge", "throughput", "memory"], help="one part, on a lab that is up")
+    parser.add_argument(
+        "--only", choices=["converge", "throughput", "memory", "deploys"], help="one part, on a lab that is up"
+    )
     parser.add_argument("--duration", type=int, default=8, help="seconds of each load (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each load (default: %(default)s)")
+    parser.add_argument(
+        "--rate", type=float, default=40, help="requests a second during deploys (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     lab = Lab(arguments.lab)
     results = Results()
@@ -188,6 +195,8 @@ def main() -> int:
         print("\nmemory at rest (proportional set size)")
         for host, name, size in memory(lab):
             print(f"  {host:<8} {name:<14} {size / 1024:7.1f} MiB")
+    if arguments.only in {None, "deploys"}:
+        deploys.run(lab, results.add, arguments.rate)
     if arguments.only is None:
         seconds(lab, "lab/lab", "down")
     return 1 if results.missed else 0

@@ -579,6 +579,11 @@ class Running:
     report: dict[str, Any] = field(default_factory=dict)
     error: BaseException | None = None
 
+    @property
+    def outcomes(self) -> Sequence[Outcome]:
+        """Every single request that has ended, for what the report does not sum up."""
+        return self._run.outcomes
+
     def stop(self) -> None:
         """No further requests; those in flight are waited for."""
         self._run.stopped.set()
