@@ -20,6 +20,10 @@ def deploy_batches(nodes: Sequence[str], size: Any, first: Sequence[str] = ()) -
         raise AnsibleFilterError(str(error)) from error
 
 
+def deploy_setting_problems(settings: Mapping[str, Any]) -> list[str]:
+    return plan.setting_problems(settings)
+
+
 def deploy_problems(
     nodes: Sequence[str],
     balancers: Mapping[str, Any],
@@ -63,7 +67,7 @@ def deploy_rollback_target(nodes: Sequence[str], hostvars: Mapping[str, Any], wa
 
 
 def deploy_table(nodes: Sequence[str], hostvars: Mapping[str, Any]) -> list[str]:
-    names = ("deploy_from", "deploy_to", "deploy_row")
+    names = ("deploy_ran", "deploy_to", "deploy_row")
     return plan.table([plan.row(node, {name: hostvars[node].get(name) for name in names}) for node in nodes])
 
 
@@ -74,6 +78,7 @@ class FilterModule:
         return {
             "deploy_batches": deploy_batches,
             "deploy_problems": deploy_problems,
+            "deploy_setting_problems": deploy_setting_problems,
             "deploy_out_of_service": deploy_out_of_service,
             "deploy_incomplete": deploy_incomplete,
             "deploy_rollback_target": deploy_rollback_target,

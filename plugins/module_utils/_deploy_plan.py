@@ -22,6 +22,49 @@ def batch_size(wanted: Any, nodes: int) -> int:
     raise ValueError(f"deploy_batch: got {wanted!r}, wants a number of nodes from 1 on or a percentage from 1% to 100%")
 
 
+SECONDS = ("deploy_drain_timeout", "deploy_ready_timeout", "deploy_soak", "deploy_lock_wait")
+CHOICES = {
+    "deploy_on_failure": ("rollback", "stop"),
+    "deploy_drain_on_timeout": ("fail", "maint", "shutdown"),
+}
+SWITCHES = ("deploy_take_over_lock", "deploy_without_balancers")
+COUNTS = ("deploy_min_healthy", "deploy_min_free_mb")
+COMMANDS = ("deploy_before_migrate", "deploy_after_switch", "deploy_after_finish")
+
+
+def setting_problems(settings: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the variables of a deploy: their name, what they got and what they want."""
+    found = []
+
+    def check(name: str, good: bool, wants: str) -> None:
+        if not good:
+            found.append(f"{name}: got {settings[name]!r}, wants {wants}")
+
+    try:
+        batch_size(settings["deploy_batch"], 1)
+    except ValueError as error:
+        found.append(str(error))
+    for name, choices in CHOICES.items():
+        check(name, settings[name] in choices, " or ".join(choices))
+    for name in SECONDS:
+        check(name, bool(re.fullmatch(r"\d+(\.\d+)?", str(settings[name]))), "seconds from 0 on")
+    for name in COUNTS:
+        check(name, str(settings[name]).isdecimal(), "a number from 0 on")
+    for name in SWITCHES:
+        check(name, str(settings[name]).lower() in ("true", "false", "yes", "no", "1", "0"), "true or false")
+    share = re.fullmatch(r"(\d+)(%?)", str(settings["deploy_soak_errors"]))
+    check(
+        "deploy_soak_errors",
+        share is not None and (not share[2] or int(share[1]) <= 100),
+        "a number of requests or a percentage to 100%",
+    )
+    for name in COMMANDS:
+        commands = settings[name]
+        good = isinstance(commands, list) and all(isinstance(one, str) and one.strip() for one in commands)
+        check(name, good, "a list of commands, each a text")
+    return found
+
+
 def batches(nodes: Sequence[str], size: Any, first: Sequence[str] = ()) -> list[list[str]]:
     """The nodes in the order in which they are switched.
 
@@ -149,18 +192,18 @@ def holder(lock: Mapping[str, Any], now: float) -> str:
 
 def row(node: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What a deploy has to say about one node, from the facts that its tasks set."""
-    found: dict[str, Any] = {"node": node, "release": facts.get("deploy_from"), "result": "not switched"}
-    if facts.get("deploy_to") and facts.get("deploy_to") == facts.get("deploy_from"):
+    found: dict[str, Any] = {"node": node, "release": facts.get("deploy_ran"), "result": "not switched"}
+    if facts.get("deploy_to") and facts.get("deploy_to") == facts.get("deploy_ran"):
         found["result"] = "ran it already"
     return found | dict(facts.get("deploy_row") or {})
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The lines of the table at the end of a deploy."""
-    head = ["node", "release", "drain", "switch", "ready", "result"]
+    head = ["node", "release", "drain", "switch", "ready", "soak", "result"]
     lines = [head]
     for one in rows:
-        seconds = [f"{one[key]:.1f} s" if isinstance(one.get(key), int | float) else "-" for key in head[2:5]]
+        seconds = [f"{one[key]:.1f} s" if isinstance(one.get(key), int | float) else "-" for key in head[2:6]]
         lines.append([str(one["node"]), str(one.get("release") or "-"), *seconds, str(one.get("result") or "-")])
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]

@@ -10,6 +10,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ansible_collections.flotilla.django.plugins.module_utils._django_runtime_plan import (
@@ -123,6 +124,25 @@ class Node:
                 raise RuntimeFailure(f"http://{host}:{port}{path} did not become healthy in {timeout:g} s: {problem}")
             time.sleep(POLL_SECONDS)
 
+    def workers(self, unit: str) -> int:
+        """The number of processes that the main process of a unit has started, at least one."""
+        pid = run("systemctl", "show", "-P", "MainPID", unit).strip()
+        try:
+            return max(1, len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+        except OSError:
+            return 1
+
+    def warm_up(self, address: str, port: int, host: str, paths: Sequence[str], timeout: float) -> None:
+        """Ask for the paths, all at once, so that every worker loads what it loads with its first request."""
+        if not paths:
+            return
+        headers = {"Host": host, "X-Forwarded-Proto": "https"}
+        with ThreadPoolExecutor(len(paths)) as pool:
+            problems = list(pool.map(lambda path: _problem(address, port, path, headers, timeout), paths))
+        failed = [f"GET {path}: {problem}" for path, problem in zip(paths, problems, strict=True) if problem]
+        if failed:
+            raise RuntimeFailure(f"{len(failed)} of the first {len(paths)} requests failed, {failed[0]}")
+
     def require_active(self, names: Sequence[str]) -> None:
         shown = parse_show(run("systemctl", "show", "-p", "Id,ActiveState,Result", *names))
         bad = [f"{name} is {shown[name]['ActiveState']}" for name in names if shown[name]["ActiveState"] != "active"]
@@ -149,6 +169,20 @@ def _changed_at(path: str) -> float | None:
         return Path(path).stat().st_mtime
     except OSError:
         return None
+
+
+def _problem(address: str, port: int, path: str, headers: dict[str, str], timeout: float) -> str:
+    """Empty when a page was answered to its end and with less than 500."""
+    connection = http.client.HTTPConnection(address, port, timeout=timeout)
+    try:
+        connection.request("GET", path, headers=headers)
+        response = connection.getresponse()
+        response.read()
+    except (OSError, http.client.HTTPException) as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        connection.close()
+    return f"HTTP {response.status}" if response.status >= 500 else ""
 
 
 def _ask(host: str, port: int, path: str) -> tuple[int, dict[str, object]]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 RELEASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+PATH = re.compile(r"/[!-~]*")
 UNIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]*\.service")
 
 
@@ -60,7 +61,7 @@ class Plan:
         return bool(self.switch or self.restart)
 
 
-def validate(release: str, units: Sequence[str]) -> None:
+def validate(release: str, units: Sequence[str], warm_up_paths: Sequence[str] = ()) -> None:
     if not RELEASE_ID.fullmatch(release):
         raise ValueError(f"release {release!r} is not a release id")
     if not units:
@@ -70,6 +71,9 @@ def validate(release: str, units: Sequence[str]) -> None:
             raise ValueError(f"units: {name!r} is not the name of a service unit")
     if len(set(units)) != len(units):
         raise ValueError("units names a unit twice")
+    for path in warm_up_paths:
+        if not PATH.fullmatch(path):
+            raise ValueError(f"warm_up_paths: got {path!r}, wants a path that begins with / and is escaped as in a URL")
 
 
 def make_plan(release: str, units: Sequence[str], restart_on: Sequence[str], seen: Observed) -> Plan:

@@ -299,6 +299,7 @@ class Operation:
         self.started = self.clock.monotonic()
         self.notes: list[str] = []
         self.sessions_cut = 0
+        self.soaked = 0.0
         self.sessions_left: int | None = None
         self.targets: list[Target] = []
         self.before: dict[Target, Server] = {}
@@ -583,7 +584,8 @@ class Operation:
     def _soak(self) -> None:
         """Watches what the servers that came back make of their first requests."""
         back = [target for target, server in self.before.items() if server.admin != READY]
-        deadline = self.clock.monotonic() + self.wish.soak
+        began = self.clock.monotonic()
+        deadline = began + self.wish.soak
         self._look()
         then = {target: self.server(target) for target in back}
         while back:
@@ -597,6 +599,7 @@ class Operation:
             ]
             if problems:
                 raise HaproxyError(f"{'; '.join(problems)}; soak_errors allows {self.wish.soak_errors}")
+            self.soaked = self.clock.monotonic() - began
             if over:
                 return
             self.clock.sleep(self.wish.poll)
@@ -634,6 +637,7 @@ class Operation:
             "servers": rows,
             "sessions_left": left if self.sessions_left is None else self.sessions_left,
             "sessions_cut": self.sessions_cut,
+            "soaked": round(self.soaked, 3),
             "seconds": round(self.clock.monotonic() - self.started, 3),
             "notes": self.notes,
             "diff": {what: "".join(_line(row, what) for row in rows) for what in ("before", "after")},

@@ -263,6 +263,36 @@ class Store:
         for path in self.root.glob(".publish-*"):
             shutil.rmtree(path, ignore_errors=True)
 
+    # Proof
+
+    def unserved(self, url: str, files: Mapping[str, Info], *, timeout: float) -> list[str]:
+        """The files that the web server at this URL does not give out with their size, each with what it says instead.
+
+        Compressed siblings are no addresses of their own, they are chosen by Accept-Encoding; hidden files are refused.
+        """
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme != "http" or not parts.hostname:
+            raise StaticError(f"prove: {url!r} is no http:// URL")
+        connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=timeout)
+        wrong = []
+        try:
+            for path, info in sorted(files.items()):
+                if (path.endswith(plans.COMPRESSED) and path.rpartition(".")[0] in files) or f"/{path}".count("/."):
+                    continue
+                connection.request(
+                    "HEAD", parts.path + urllib.parse.quote(path), headers={"Accept-Encoding": "identity"}
+                )
+                response = connection.getresponse()
+                response.read()
+                size = response.headers.get("Content-Length", "no size")
+                if response.status != 200 or size != str(info.size):
+                    wrong.append(f"{path}: {response.status}, {size}, wanted 200, {info.size}")
+        except (OSError, http.client.HTTPException) as error:
+            raise StaticError(f"{url} does not answer: {error or type(error).__name__}") from error
+        finally:
+            connection.close()
+        return wrong
+
     # Peers
 
     def fetch(self, peer: str, wanted: Collection[str] | None, *, timeout: float, pretend: bool) -> list[str]:

@@ -21,7 +21,8 @@ options:
     description:
       - V(read) returns the lock and changes nothing.
       - V(held) takes the lock, or writes O(phase) and O(nodes) when O(owner) holds it already.
-      - V(free) gives it back. With O(nodes) those stay on record for the next deploy. A lock of somebody else is left
+      - V(free) gives it back. With O(nodes) those stay on record for the next deploy, with
+        O(former_releases). A lock of somebody else is left
         alone.
     type: str
     choices: [read, held, free]
@@ -39,6 +40,12 @@ options:
     type: list
     elements: str
     default: []
+  former_releases:
+    description:
+      - The release that each node ran before the deploy, by node. A deploy that finishes an interrupted one, and fails
+        itself, takes all nodes back to these.
+    type: dict
+    default: {}
   wait:
     description: Seconds to wait for the lock of somebody else.
     type: int
@@ -144,7 +151,7 @@ def take(journal: Journal, params: dict[str, Any], check_mode: bool) -> tuple[di
     mine = former.get("id") == owner["id"]
     if former.get("id") and not mine and former["id"] != params["take_over"]:
         raise Held(plan.holder(former, time.time()))
-    lock = owner | {"phase": params["phase"], "nodes": params["nodes"]}
+    lock = owner | {key: params[key] for key in ("phase", "nodes", "former_releases")}
     lock["since"] = former["since"] if mine else time.time()
     if not check_mode:
         journal.write(lock)
@@ -164,7 +171,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
             former = journal.read()
             if former.get("id") != params["owner"]["id"]:
                 return {"former": former, "lock": former}
-            left = {"nodes": params["nodes"]} if params["nodes"] else {}
+            left = {key: params[key] for key in ("nodes", "former_releases")} if params["nodes"] else {}
             if not module.check_mode:
                 journal.write(left)
         return {"former": former, "lock": left}
@@ -187,6 +194,7 @@ def main() -> None:
             "owner": {"type": "dict", "default": {}},
             "phase": {"type": "str", "default": ""},
             "nodes": {"type": "list", "elements": "str", "default": []},
+            "former_releases": {"type": "dict", "default": {}},
             "wait": {"type": "int", "default": 0},
             "take_over": {"type": "str", "default": ""},
             "path": {"type": "path", "default": "/var/lib/flotilla/deploy.json"},

@@ -70,6 +70,24 @@ options:
     description: Seconds the release may take to become healthy.
     type: int
     default: 60
+  previous:
+    description:
+      - The release that C(previous) points at after a switch. The default is the one that ran until then.
+      - A way back after a failure names the one from before the deploy, because what failed is nothing to go back to.
+    type: str
+    default: ""
+  warm_up_paths:
+    description:
+      - Paths of the site that are asked for when the release is healthy, before anybody else is served, so that the
+        first visitors do not wait for what is loaded with the first request. Each is asked for twice for each worker
+        process, all at the same time. An answer with 5xx is a failure.
+    type: list
+    elements: str
+    default: []
+  warm_up_host:
+    description: Host name of these requests.
+    type: str
+    default: localhost
   journal_lines:
     description: Number of lines of the journal in the message of a failure.
     type: int
@@ -104,6 +122,10 @@ release:
   returned: always
 previous:
   description: The release C(previous) points at.
+  type: str
+  returned: success
+former_previous:
+  description: The release C(previous) pointed at when the module began.
   type: str
   returned: success
 restarted:
@@ -152,7 +174,7 @@ def activate(node: Node, plan: Plan, seen: Observed, params: dict[str, Any]) -> 
         return {}
     run("systemctl", "stop", *plan.restart)
     if plan.switch:
-        node.switch("previous", plan.previous)
+        node.switch("previous", params["previous"] or plan.previous)
         node.switch("current", release)
     run("systemctl", "daemon-reload")
     if plan.enable:
@@ -163,6 +185,8 @@ def activate(node: Node, plan: Plan, seen: Observed, params: dict[str, Any]) -> 
         run("systemctl", "reset-failed", *plan.restart, check=False)
         run("systemctl", "start", *plan.restart)
         health = node.wait_healthy(address, port, path, release, timeout)
+        times = 2 * node.workers(units[0])
+        node.warm_up(address, port, params["warm_up_host"], params["warm_up_paths"] * times, timeout)
         node.require_active(units)
         return health
     except RuntimeFailure as failure:
@@ -209,6 +233,9 @@ def main() -> None:
             "health_port": {"type": "int", "required": True},
             "health_path": {"type": "str", "default": "/-/health/deep"},
             "start_timeout": {"type": "int", "default": 60},
+            "previous": {"type": "str", "default": ""},
+            "warm_up_paths": {"type": "list", "elements": "str", "default": []},
+            "warm_up_host": {"type": "str", "default": "localhost"},
             "journal_lines": {"type": "int", "default": 30},
         },
         supports_check_mode=True,
@@ -217,7 +244,7 @@ def main() -> None:
     began = time.monotonic()
     reasons: list[str] = []
     try:
-        validate(params["release"], params["units"])
+        validate(params["release"], params["units"], params["warm_up_paths"])
         node = Node(params["home"], params["stray_units"])
         seen = node.observe(params["units"], params["restart_on"])
         plan = make_plan(params["release"], params["units"], params["restart_on"], seen)
@@ -237,7 +264,8 @@ def main() -> None:
         activation=plan.interrupts,
         reasons=reasons,
         release=seen.current or "" if module.check_mode else params["release"],
-        previous=plan.previous or "",
+        previous=(params["previous"] if plan.switch else "") or plan.previous or "",
+        former_previous=seen.previous or "",
         restarted=list(plan.restart),
         health=health,
         seconds=round(time.monotonic() - began, 2),

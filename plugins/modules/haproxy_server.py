@@ -226,6 +226,10 @@ sessions_cut:
   description: Sessions that were cut.
   type: int
   returned: always
+soaked:
+  description: How long servers were watched after they came back, in seconds.
+  type: float
+  returned: always
 seconds:
   description: How long it took.
   type: float
@@ -245,7 +249,14 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.flotilla.django.plugins.module_utils import _haproxy_io as io
 from ansible_collections.flotilla.django.plugins.module_utils._haproxy_plan import Refused, Wish
 
-NOTHING: dict[str, Any] = {"servers": [], "sessions_left": 0, "sessions_cut": 0, "seconds": 0.0, "notes": []}
+NOTHING: dict[str, Any] = {
+    "servers": [],
+    "sessions_left": 0,
+    "sessions_cut": 0,
+    "soaked": 0.0,
+    "seconds": 0.0,
+    "notes": [],
+}
 
 
 def argument_spec() -> dict[str, Any]:

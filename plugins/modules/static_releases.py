@@ -80,8 +80,15 @@ options:
     description: The release that is in use.
     type: str
     default: ""
+  prove:
+    description:
+      - Address at which the web server serves the tree, such as V(http://192.0.2.51:8080/static/). It is asked for
+        every file of the releases that were published in this run and of the newest one (HEAD), and the module fails
+        when it does not give one out with its size. Empty asks nothing.
+    type: str
+    default: ""
   timeout:
-    description: How long to wait for a peer, in seconds.
+    description: How long to wait for a peer, or for the web server, in seconds.
     type: float
     default: 10.0
 seealso:
@@ -130,6 +137,11 @@ pruned:
   type: list
   elements: str
   returned: success
+proven:
+  description: The releases whose files the web server was asked for.
+  type: list
+  elements: str
+  returned: success
 fetched:
   description: The packs that were fetched from peers.
   type: list
@@ -156,6 +168,7 @@ class Outcome:
     published: list[str] = field(default_factory=list)
     pruned: list[str] = field(default_factory=list)
     releases: list[str] = field(default_factory=list)
+    proven: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=lambda: {"added": 0, "replaced": 0, "removed": 0})
@@ -182,6 +195,7 @@ def argument_spec() -> dict[str, Any]:
         "peers": {"type": "list", "elements": "str", "default": []},
         "keep": {"type": "list", "elements": "str"},
         "current": {"type": "str", "default": ""},
+        "prove": {"type": "str", "default": ""},
         "timeout": {"type": "float", "default": 10.0},
     }
 
@@ -271,6 +285,20 @@ def _left(store: Store, before: plans.Manifest | None) -> dict[str, plans.Info]:
     return {path: info for path, info in before.files.items() if (store.files / path).is_file()} if before else {}
 
 
+def prove(store: Store, params: dict[str, Any], manifests: dict[str, plans.Manifest], outcome: Outcome) -> None:
+    """Ask the web server for what was published, before somebody's browser does."""
+    outcome.proven = [name for name in outcome.releases if name in outcome.published or name == outcome.releases[-1]]
+    # A name without a hash has the content of the release with the newest pack.
+    served = {path: info for path, (_release, info) in plans.expected(manifests.values()).items()}
+    wanted = {path: served[path] for name in outcome.proven for path in manifests[name].files if path in served}
+    wrong = store.unserved(params["prove"], wanted, timeout=params["timeout"])
+    if wrong:
+        raise StaticError(
+            f"{params['prove']} does not serve {len(wrong)} of {len(wanted)} files of {', '.join(outcome.proven)}: "
+            + "; ".join(wrong[:5])
+        )
+
+
 def run(store: Store, params: dict[str, Any], *, check: bool) -> Outcome:
     outcome = Outcome()
     if not check:
@@ -295,6 +323,8 @@ def run(store: Store, params: dict[str, Any], *, check: bool) -> Outcome:
     outcome.lines = [f"+ releases/{name}" for name in outcome.fetched] + outcome.lines
     outcome.changed |= bool(outcome.fetched)
     outcome.releases = [item.release_id for item in sorted(manifests.values(), key=lambda item: item.pack.age)]
+    if params["prove"] and manifests and not check:
+        prove(store, params, manifests, outcome)
     return outcome
 
 
@@ -322,6 +352,7 @@ def main() -> None:
         published=outcome.published,
         pruned=outcome.pruned,
         releases=outcome.releases,
+        proven=outcome.proven,
         **outcome.counts,
         diff={"prepared": "".join(f"{line}\n" for line in outcome.lines)},
     )

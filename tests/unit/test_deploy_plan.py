@@ -41,6 +41,51 @@ def test_a_batch_size_that_is_none_is_refused_by_name(size: Any) -> None:
         plan.batches(NODES, size)
 
 
+SETTINGS: dict[str, Any] = {
+    "deploy_batch": 1,
+    "deploy_on_failure": "rollback",
+    "deploy_min_healthy": 1,
+    "deploy_drain_timeout": 60,
+    "deploy_drain_on_timeout": "fail",
+    "deploy_ready_timeout": "60",
+    "deploy_soak": 2.5,
+    "deploy_soak_errors": "5%",
+    "deploy_lock_wait": 0,
+    "deploy_take_over_lock": False,
+    "deploy_min_free_mb": 500,
+    "deploy_without_balancers": "yes",
+    "deploy_before_migrate": [],
+    "deploy_after_switch": ["manage clear_cache"],
+    "deploy_after_finish": [],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wants"),
+    [
+        ("deploy_batch", "all", "a number of nodes from 1 on or a percentage from 1% to 100%"),
+        ("deploy_on_failure", "carry on", "rollback or stop"),
+        ("deploy_min_healthy", -1, "a number from 0 on"),
+        ("deploy_min_free_mb", "1 GB", "a number from 0 on"),
+        ("deploy_drain_timeout", "1m", "seconds from 0 on"),
+        ("deploy_ready_timeout", -3, "seconds from 0 on"),
+        ("deploy_soak", "", "seconds from 0 on"),
+        ("deploy_lock_wait", None, "seconds from 0 on"),
+        ("deploy_drain_on_timeout", "leave", "fail or maint or shutdown"),
+        ("deploy_soak_errors", "101%", "a number of requests or a percentage to 100%"),
+        ("deploy_soak_errors", "some", "a number of requests or a percentage to 100%"),
+        ("deploy_take_over_lock", "perhaps", "true or false"),
+        ("deploy_without_balancers", "lb1", "true or false"),
+        ("deploy_before_migrate", "manage check", "a list of commands, each a text"),
+        ("deploy_after_switch", [{"cmd": "x"}], "a list of commands, each a text"),
+        ("deploy_after_finish", [" "], "a list of commands, each a text"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused_by_name(name: str, value: Any, wants: str) -> None:
+    assert plan.setting_problems(SETTINGS) == []
+    assert plan.setting_problems(SETTINGS | {name: value}) == [f"{name}: got {value!r}, wants {wants}"]
+
+
 def server(name: str, admin: str = "ready", operational: str = "up") -> dict[str, str]:
     return {"server": name, "admin": admin, "operational": operational}
 
@@ -149,13 +194,13 @@ def test_the_controller_names_its_process() -> None:
 
 def test_the_table_has_a_line_for_each_node() -> None:
     rows = [
-        plan.row("app1", {"deploy_from": "v1", "deploy_row": {"release": "v2", "drain": 0.44, "result": "switched"}}),
-        plan.row("app2", {"deploy_from": "v2", "deploy_to": "v2"}),
-        plan.row("app3", {"deploy_from": "v1", "deploy_to": "v2"}),
+        plan.row("app1", {"deploy_ran": "v1", "deploy_row": {"release": "v2", "drain": 0.44, "result": "switched"}}),
+        plan.row("app2", {"deploy_ran": "v2", "deploy_to": "v2"}),
+        plan.row("app3", {"deploy_ran": "v1", "deploy_to": "v2"}),
     ]
     assert plan.table(rows) == [
-        "node  release  drain  switch  ready  result",
-        "app1  v2       0.4 s  -       -      switched",
-        "app2  v2       -      -       -      ran it already",
-        "app3  v1       -      -       -      not switched",
+        "node  release  drain  switch  ready  soak  result",
+        "app1  v2       0.4 s  -       -      -     switched",
+        "app2  v2       -      -       -      -     ran it already",
+        "app3  v1       -      -       -      -     not switched",
     ]

@@ -16,6 +16,7 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
@@ -354,3 +355,53 @@ def test_a_silent_peer_is_a_warning(server: Server, capsys: pytest.CaptureFixtur
 def test_damaged_manifest_is_named(server: Server) -> None:
     (server.root / "manifests/r1.json").write_text("{")
     assert "manifests/r1.json is damaged" in server.run()["msg"]
+
+
+class Files(BaseHTTPRequestHandler):
+    """Serves the tree as Nginx does, but for one path."""
+
+    protocol_version = "HTTP/1.1"
+    root: Path
+    asked: list[str]
+    missing = ""
+
+    def do_HEAD(self) -> None:
+        self.asked.append(self.path)
+        path = self.root / "files" / unquote(self.path.removeprefix("/static/"))
+        there = path.is_file() and self.path != self.missing
+        self.send_response(200 if there else 404)
+        self.send_header("Content-Length", str(path.stat().st_size if there else 0))
+        self.end_headers()
+
+    def log_message(self, *_arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def web(server: Server) -> Iterator[tuple[str, type[Files]]]:
+    handler = type("Handler", (Files,), {"root": server.root, "asked": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}/static/", handler
+        httpd.shutdown()
+
+
+def test_what_was_published_is_asked_for(server: Server, web: tuple[str, type[Files]]) -> None:
+    url, handler = web
+    server.pack("r1", {"old.css": "old"}, age=1)
+    server.ok()
+    server.pack("r2", {"a b.css": "one", "a b.css.gz": "zip", ".hidden": "x", "app.js": "two"}, age=2)
+    result = server.ok(prove=url)
+    assert result["proven"] == ["r2"]
+    assert handler.asked == ["/static/a%20b.css", "/static/app.js"]
+    assert server.ok(check=True, prove=url)["proven"] == []
+    handler.missing = "/static/app.js"
+    failed = server.run(prove=url)
+    assert failed["failed"]
+    assert "does not serve 1 of 4 files of r2: app.js: 404, 0, wanted 200, 3" in failed["msg"]
+
+
+def test_a_web_server_that_is_down_is_told(server: Server) -> None:
+    server.pack("r1", {"app.js": "one"}, age=1)
+    failed = server.run(prove="http://127.0.0.1:9/static/")
+    assert failed["failed"] and "http://127.0.0.1:9/static/ does not answer" in failed["msg"]
