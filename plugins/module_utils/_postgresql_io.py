@@ -28,6 +28,10 @@ class PostgresqlError(Exception):
     """Something about the server that the operator has to know, in one sentence."""
 
 
+# What psycopg raises, for modules that run without it, too.
+DriverError: type[Exception] = PostgresqlError if psycopg is None else psycopg.Error
+
+
 class Cluster:
     """Where one cluster of Debian's layout lives."""
 
@@ -37,6 +41,7 @@ class Cluster:
         self.data_directory = Path(data_directory or f"/var/lib/postgresql/{version}/{name}")
         self.bin_directory = Path(f"/usr/lib/postgresql/{version}/bin")
         self.log_file = Path(f"/var/log/postgresql/postgresql-{version}-{name}.log")
+        self.start_conf = Path(f"/etc/postgresql/{version}/{name}/start.conf")
         self.port = port
         self.socket_directory = socket_directory
 
@@ -95,6 +100,16 @@ def connect(cluster: Cluster, database: str = "postgres", user: str = "postgres"
 def driver_version() -> str | None:
     """Return psycopg's version, or None where it is not installed."""
     return None if psycopg is None else str(psycopg.__version__)
+
+
+def start_mode(cluster: Cluster) -> str | None:
+    """Return what Debian's start.conf says: auto, manual or disabled (cannot be started). None without the file."""
+    try:
+        lines = cluster.start_conf.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    words = [word for word in (line.partition("#")[0].strip() for line in lines) if word]
+    return words[0] if words else None
 
 
 def server_process(data_directory: Path) -> int | None:
@@ -162,6 +177,12 @@ def other_managers() -> list[str]:
             if name in MANAGERS:
                 found.add(MANAGERS[name])
     return sorted(found)
+
+
+def disk_free_bytes(directory: Path) -> int:
+    """Return how much the server can still write, as its own user."""
+    status = os.statvfs(directory / "pg_wal")
+    return status.f_bavail * status.f_frsize
 
 
 def memory_bytes() -> int:
@@ -255,6 +276,18 @@ SELECT pg_is_in_recovery() AS in_recovery,
        CASE WHEN NOT pg_is_in_recovery() THEN substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END
          AS wal_timeline,
        CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() END::text AS receive_lsn,
+       CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() END AS replay_paused,
+       (SELECT setting::int / 1000 FROM pg_settings WHERE name = 'recovery_min_apply_delay') AS apply_delay_seconds,
+       current_setting('max_wal_senders')::int AS max_wal_senders,
+       current_setting('max_replication_slots')::int AS max_replication_slots,
+       (SELECT count(*)::int FROM pg_stat_progress_basebackup) AS running_backups,
+       (SELECT count(*)::int FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid())
+         AS sessions,
+       (SELECT coalesce(extract(epoch FROM max(clock_timestamp() - xact_start)), 0)::int FROM pg_stat_activity
+        WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()) AS oldest_transaction_seconds,
+       (SELECT CASE WHEN current_setting('archive_mode') = 'off' THEN 'off'
+                    WHEN last_failed_time > coalesce(last_archived_time, '-infinity') THEN 'failing' ELSE 'ok' END
+        FROM pg_stat_archiver) AS archiver,
        current_setting('synchronous_standby_names') AS synchronous_standby_names,
        current_setting('data_checksums') = 'on' AS checksums,
        ARRAY(SELECT name::text FROM pg_settings WHERE pending_restart ORDER BY name) AS settings_pending_restart,
@@ -344,6 +377,16 @@ def read_node(cluster: Cluster) -> dict[str, Any]:
         "timeline": None,
         "lsn": None,
         "receive_lsn": None,
+        "start": start_mode(cluster),
+        "disk_free_bytes": None,
+        "replay_paused": None,
+        "apply_delay_seconds": None,
+        "max_wal_senders": None,
+        "max_replication_slots": None,
+        "running_backups": None,
+        "sessions": None,
+        "oldest_transaction_seconds": None,
+        "archiver": None,
         "checksums": None,
         "upstream": None,
         "downstreams": [],
@@ -357,6 +400,7 @@ def read_node(cluster: Cluster) -> dict[str, Any]:
     }
     if node["data"] != "present":
         return node
+    node["disk_free_bytes"] = disk_free_bytes(cluster.data_directory)
     if cluster.installed:
         node.update(read_stopped(cluster))
     if server_process(cluster.data_directory) is None:

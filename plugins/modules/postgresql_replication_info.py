@@ -150,6 +150,38 @@ node:
     receive_lsn:
       description: Last position received and flushed by a running standby.
       type: str
+    start:
+      description:
+        - What Debian's C(start.conf) says, null without the file. V(auto) starts at boot, V(manual) by hand only.
+        - V(disabled) cannot be started; that is how M(flotilla.django.postgresql_fence) leaves a member.
+      type: str
+    disk_free_bytes:
+      description: Free space where the WAL is written. Null without data.
+      type: int
+    replay_paused:
+      description: Whether somebody has paused the replay of a running standby.
+      type: bool
+    apply_delay_seconds:
+      description: C(recovery_min_apply_delay), for which a standby waits before it replays a commit.
+      type: int
+    max_wal_senders:
+      description: How many standbys and clones can be served.
+      type: int
+    max_replication_slots:
+      description: How many slots there can be.
+      type: int
+    running_backups:
+      description: Base backups and clones that are being taken from this node.
+      type: int
+    sessions:
+      description: Sessions of clients, this module's own not among them.
+      type: int
+    oldest_transaction_seconds:
+      description: Age of the oldest transaction of a client.
+      type: int
+    archiver:
+      description: V(off), V(ok), or V(failing) when the last attempt to archive a WAL file failed.
+      type: str
     checksums:
       description: Whether data checksums are on.
       type: bool
