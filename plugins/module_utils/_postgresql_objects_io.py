@@ -15,7 +15,9 @@ _ROLES = """
 SELECT rolname AS name, rolcanlogin AS login, rolreplication AS replication, rolsuper AS superuser,
        rolcreatedb AS createdb,
        rolcreaterole AS createrole, rolbypassrls AS bypassrls, rolpassword AS password,
-       ARRAY(SELECT roleid::regrole::text FROM pg_auth_members WHERE member = pg_authid.oid) AS member_of
+       ARRAY(SELECT roleid::regrole::text FROM pg_auth_members WHERE member = pg_authid.oid) AS member_of,
+       ARRAY(SELECT p.oid::regprocedure::text FROM pg_proc p, aclexplode(p.proacl) AS a
+             WHERE p.proacl IS NOT NULL AND a.grantee = pg_authid.oid AND a.privilege_type = 'EXECUTE') AS execute
 FROM pg_authid
 """
 

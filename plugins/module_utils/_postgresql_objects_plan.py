@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _VERIFIER = re.compile(r"^SCRAM-SHA-256\$(\d+):([^$]+)\$([^:]+):(.+)$")
+_SIGNATURE = re.compile(r"[a-z_][a-z0-9_]*\([a-z0-9_,]*\)")
 # What a service's role never has, whoever gave it.
 _FORBIDDEN = {
     "superuser": "NOSUPERUSER",
@@ -95,6 +96,13 @@ def plan_roles(
         for group in role.get("member_of") or []:
             if found is None or group not in found["member_of"]:
                 steps.append(Step(f"make {name} a member of {group}", f"GRANT {quote_identifier(group)} TO {quoted}"))
+        for function in role.get("execute") or []:
+            signature = function.replace(" ", "")
+            if not _SIGNATURE.fullmatch(signature):
+                raise ValueError(f"{function!r} is no function: write it like pg_ls_dir(text, boolean, boolean)")
+            if found is None or signature not in found["execute"]:
+                grant = f"GRANT EXECUTE ON FUNCTION pg_catalog.{signature} TO {quoted}"
+                steps.append(Step(f"let {name} execute {signature}", grant))
     return steps
 
 

@@ -78,6 +78,14 @@ options:
         type: list
         elements: str
         default: []
+      execute:
+        description:
+          - PostgreSQL's own functions that it may execute besides those everybody may, with the types of their
+            arguments.
+          - The right is given in the database C(postgres) alone.
+        type: list
+        elements: str
+        default: []
   databases:
     description: The databases.
     type: list
@@ -171,6 +179,7 @@ def argument_spec() -> dict[str, Any]:
                 "password": {"type": "str", "no_log": True},
                 "replication": {"type": "bool", "default": False},
                 "member_of": {"type": "list", "elements": "str", "default": []},
+                "execute": {"type": "list", "elements": "str", "default": []},
             },
         },
         "databases": {
