@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: Contributors to the flotilla.django collection
-"""Thin I/O of a clone: the slot on the primary, pg_basebackup, and the rename into place."""
+"""Thin I/O of a clone: the connection to the primary, its slot, pg_basebackup, and the rename into place."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pwd
+import select
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.flotilla.django.plugins.module_utils import _postgresql_clone_plan as clone_plan
 from ansible_collections.flotilla.django.plugins.module_utils import _postgresql_io as io
+from ansible_collections.flotilla.django.plugins.module_utils import _postgresql_standby_plan as plan
+from ansible_collections.flotilla.django.plugins.module_utils import _postgresql_wal_plan as wal
 
 OWNER = "postgres"
 
@@ -39,7 +43,7 @@ class Source:
             passfile=self.passfile,
             target_session_attrs="read-write",
             connect_timeout=5,
-            application_name="flotilla_clone",
+            application_name="flotilla_standby",
             keepalives_idle=10,
             keepalives_interval=5,
             keepalives_count=3,
@@ -48,21 +52,26 @@ class Source:
         )
 
 
-class ReplicationConnection:
-    """A connection that takes replication commands."""
+class SourceConnection:
+    """A connection to the primary, by libpq itself, because psycopg has no replication commands."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, **more: Any) -> None:
         from psycopg import pq
 
         self._pq = pq
         # The effective user is root here, and libpq refuses a password file that is not its own.
         with io.as_user(OWNER):
-            self.connection = pq.PGconn.connect(source.conninfo(replication="true").encode())
+            self.connection = pq.PGconn.connect(source.conninfo(**more).encode())
         if self.connection.status != pq.ConnStatus.OK:
             raise io.PostgresqlError(
-                f"no primary to clone from among {', '.join(source.addresses)}: "
+                f"no primary among {', '.join(source.addresses)} lets this host in as {source.user}: "
                 + self.connection.error_message.decode(errors="replace").strip()
             )
+
+    @property
+    def address(self) -> str:
+        """Which of the addresses it is."""
+        return str(self.connection.host.decode())
 
     def command(self, text: str) -> list[str | None]:
         """Run one command and return the first row."""
@@ -73,6 +82,55 @@ class ReplicationConnection:
             return []
         values = (result.get_value(0, column) for column in range(result.nfields))
         return [None if value is None else value.decode() for value in values]
+
+    def close(self) -> None:
+        self.connection.finish()
+
+
+class ReplicationConnection(SourceConnection):
+    """A connection that takes replication commands."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source, replication="true")
+
+    def describe(self) -> plan.Source:
+        """Return which cluster it is, its timeline and that timeline's history."""
+        identifier, timeline = self.command("IDENTIFY_SYSTEM")[:2]
+        history: plan.History = ()
+        if int(timeline or 0) > 1:
+            history = plan.parse_history(self.command(f"TIMELINE_HISTORY {timeline}")[1] or "")
+        return plan.Source(identifier or "", int(timeline or 0), history)
+
+    def read_wal(self, timeline: int, begin: int, end: int) -> bytes:
+        """Return WAL that the primary keeps. Raises PostgresqlError when it has none there."""
+        start = f"START_REPLICATION PHYSICAL {wal.lsn_text(begin)} TIMELINE {timeline}"
+        result = self.connection.exec_(start.encode())
+        if result.status != self._pq.ExecStatus.COPY_BOTH:
+            raise io.PostgresqlError(f"{start}: {result.error_message.decode(errors='replace').strip()}")
+        found = b""
+        # Data is w, begin, end, time, WAL. A keepalive (k) comes when the primary has nothing more to send.
+        while begin + len(found) < end or not found:
+            length, message = self.connection.get_copy_data(1)
+            if length == 0:
+                if not select.select([self.connection.socket], [], [], 5)[0]:
+                    break
+                self.connection.consume_input()
+                continue
+            if length < 0:
+                error = self.connection.get_result()
+                text = (error.error_message if error else b"").decode(errors="replace").strip()
+                if text:
+                    raise io.PostgresqlError(f"{start}: {text}")
+                break
+            if bytes(message[:1]) == b"k":
+                break
+            found += bytes(message[25:])
+        return found[: end - begin]
+
+    def slot_holds_wal(self, slot: str) -> bool:
+        """Tell whether the slot is there and keeps WAL for its standby."""
+        found = self.command(f'READ_REPLICATION_SLOT "{slot}"')
+        return len(found) > 1 and found[0] == "physical" and found[1] is not None
 
     def renew_slot(self, slot: str, patience: float) -> None:
         """Make the slot anew, holding WAL from now on. The sender of an interrupted clone may need a moment."""
@@ -97,7 +155,7 @@ class ReplicationConnection:
         self.connection.finish()
 
 
-def _as_owner() -> dict[str, Any]:
+def as_owner() -> dict[str, Any]:
     entry = pwd.getpwnam(OWNER)
     return {
         "user": entry.pw_uid,
@@ -115,68 +173,109 @@ def _prepare_parent(parent: Path) -> None:
         os.chown(parent, entry.pw_uid, entry.pw_gid)
 
 
-def _finish(copy: Path, data: Path) -> None:
-    """Make the complete copy a standby, and only then the data directory."""
-    entry = pwd.getpwnam(OWNER)
-    auto = copy / "postgresql.auto.conf"
-    auto.write_text(clone_plan.auto_conf(auto.read_text(encoding="utf-8")), encoding="utf-8")
-    signal = copy / "standby.signal"
-    signal.touch(mode=0o600)
-    os.chown(signal, entry.pw_uid, entry.pw_gid)
-    for path in (auto, signal, copy):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    if data.exists():
-        data.rmdir()  # fails when it is not empty any more
-    copy.rename(data)
-    descriptor = os.open(data.parent, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Force a file or a directory to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def clone(cluster: io.Cluster, source: Source, slot: str, max_rate: int, timeout: int) -> dict[str, Any]:
-    """Clone the primary into the empty data directory."""
-    if not cluster.installed or io.driver_version() is None:
-        raise io.PostgresqlError(f"PostgreSQL {cluster.version} and python3-psycopg must be installed first")
-    data = cluster.data_directory
-    copy = data.with_name(data.name + ".cloning")
+def rename(old: Path, new: Path) -> None:
+    """Rename within a directory, for good."""
+    try:
+        old.rename(new)
+    except OSError as error:
+        raise io.PostgresqlError(
+            f"{old} cannot be renamed to {new.name} ({error.strerror}). If it is a mount point, mount it one "
+            "directory higher"
+        ) from error
+    sync(new.parent)
+
+
+def make_standby(data: Path) -> bool:
+    """Write what makes a stopped server a standby that follows its own configuration files; tell what changed."""
+    entry = pwd.getpwnam(OWNER)
+    signal = data / "standby.signal"
+    changed = not signal.exists()
+    if changed:
+        signal.touch(mode=0o600)
+        os.chown(signal, entry.pw_uid, entry.pw_gid)
+        sync(signal)
+    auto = data / "postgresql.auto.conf"
+    old = auto.read_text(encoding="utf-8") if auto.exists() else ""
+    new = plan.auto_conf(old)
+    if new != old:
+        changed = True
+        part = data / "postgresql.auto.conf.tmp"  # PostgreSQL's own name for it
+        part.write_text(new, encoding="utf-8")
+        part.chmod(0o600)
+        os.chown(part, entry.pw_uid, entry.pw_gid)
+        sync(part)
+        part.rename(auto)
+    sync(data)
+    return changed
+
+
+def follows_its_files(data: Path) -> bool:
+    """Tell whether postgresql.auto.conf leaves it to the configuration files whom to follow."""
+    auto = data / "postgresql.auto.conf"
+    content = auto.read_text(encoding="utf-8") if auto.exists() else ""
+    return plan.auto_conf(content) == content
+
+
+@contextlib.contextmanager
+def exclusive(data: Path, check_mode: bool) -> Iterator[int]:
+    """Keep others from working on the same data directory; yields what a child process must inherit to keep it."""
+    if check_mode:
+        yield -1
+        return
     _prepare_parent(data.parent)
-    lock = os.open(data.with_name(data.name + ".cloning.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    path = data.with_name(data.name + ".cloning.lock")
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise io.PostgresqlError(
-                f"another run is cloning into {data} right now: wait until it has ended"
+                f"another run is cloning into {data} right now, or rewinding it: wait until it has ended"
             ) from error
-        if copy.exists():
-            shutil.rmtree(copy)
-        connection = ReplicationConnection(source)
-        try:
-            identifier, timeline = connection.command("IDENTIFY_SYSTEM")[:2]
-            connection.renew_slot(slot, patience=15)
-            address = connection.connection.host.decode()
-        finally:
-            connection.close()
-        command = [cluster.program("pg_basebackup"), "--pgdata", str(copy), "--dbname", source.conninfo()]
-        command += ["--slot", slot, "--wal-method", "stream", "--checkpoint", "fast", "--no-password"]
-        if max_rate:
-            command += ["--max-rate", str(max_rate)]
-        # The lock is handed down: should this process be killed, the copy still has its owner until it ends too.
-        result = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, check=False, pass_fds=(lock,), **_as_owner()
-        )
-        if result.returncode != 0:
-            raise io.PostgresqlError(f"pg_basebackup ended with {result.returncode}: {result.stderr.strip()}")
-        _finish(copy, data)
-        data.with_name(data.name + ".cloning.lock").unlink()
-    except subprocess.TimeoutExpired as error:
-        raise io.PostgresqlError(f"the clone took longer than {timeout} s and was given up") from error
+        yield lock
+        path.unlink(missing_ok=True)
     finally:
         os.close(lock)
-    return {"source": address, "system_identifier": identifier, "timeline": int(timeline or 0)}
+
+
+def clone(
+    cluster: io.Cluster, source: Source, slot: str, max_rate: int, timeout: int, lock: int, keep: Path | None = None
+) -> None:
+    """Clone the primary. What is in the data directory's place is renamed to `keep` when the clone is complete."""
+    data = cluster.data_directory
+    copy = data.with_name(data.name + ".cloning")
+    if copy.exists():
+        shutil.rmtree(copy)
+    connection = ReplicationConnection(source)
+    try:
+        connection.renew_slot(slot, patience=15)
+    finally:
+        connection.close()
+    command = [cluster.program("pg_basebackup"), "--pgdata", str(copy), "--dbname", source.conninfo()]
+    command += ["--slot", slot, "--wal-method", "stream", "--checkpoint", "fast", "--no-password"]
+    if max_rate:
+        command += ["--max-rate", str(max_rate)]
+    # The lock is handed down: should this process be killed, the copy still has its owner until it ends too.
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, check=False, pass_fds=(lock,), **as_owner()
+        )
+    except subprocess.TimeoutExpired as error:
+        raise io.PostgresqlError(f"the clone took longer than {timeout} s and was given up") from error
+    if result.returncode != 0:
+        raise io.PostgresqlError(f"pg_basebackup ended with {result.returncode}: {result.stderr.strip()}")
+    make_standby(copy)
+    if keep is not None and data.exists():
+        rename(data, keep)
+    if data.exists():
+        data.rmdir()  # fails when it is not empty any more
+    rename(copy, data)

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The derived configuration, the steps for roles, databases and slots, and what a clone may do."""
+"""The derived configuration, the steps for roles, databases and slots."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from ansible_collections.flotilla.django.plugins.module_utils import _postgresql_clone_plan as clone
 from ansible_collections.flotilla.django.plugins.module_utils import _postgresql_io as io
 from ansible_collections.flotilla.django.plugins.module_utils import _postgresql_objects_plan as objects
 from ansible_collections.flotilla.django.plugins.module_utils import _postgresql_settings_plan as settings
@@ -144,7 +143,7 @@ def test_password_is_compared_with_the_verifier() -> None:
 
 def role(**more: Any) -> dict[str, Any]:
     flags = dict.fromkeys(("replication", "superuser", "createdb", "createrole", "bypassrls"), False)
-    return {"login": True, **flags, "password": None, "member_of": [], **more}
+    return {"login": True, **flags, "password": None, "member_of": [], "execute": [], **more}
 
 
 def plan_roles(wanted: dict[str, Any], current: dict[str, Any]) -> list[objects.Step]:
@@ -173,6 +172,17 @@ def test_rights_that_nobody_named_are_taken_away() -> None:
         {"monitoring": role(superuser=True, password="x", member_of=["pg_monitor"])},
     )
     assert step.statement == 'ALTER ROLE "monitoring" NOSUPERUSER PASSWORD NULL'
+
+
+def test_a_right_to_execute_is_given_once() -> None:
+    wanted = {"name": "replication", "execute": ["pg_read_binary_file(text)", "pg_ls_dir(text, boolean, boolean)"]}
+    (step,) = plan_roles(wanted, {"replication": role(execute=["pg_read_binary_file(text)"])})
+    assert step.statement == 'GRANT EXECUTE ON FUNCTION pg_catalog.pg_ls_dir(text,boolean,boolean) TO "replication"'
+    assert (
+        plan_roles(wanted, {"replication": role(execute=[name.replace(" ", "") for name in wanted["execute"]])}) == []
+    )
+    with pytest.raises(ValueError, match="is no function"):
+        plan_roles({"name": "replication", "execute": ["pg_ls_dir() TO x; DROP"]}, {})
 
 
 @pytest.mark.parametrize("name", ["postgres", "pg_monitor"])
@@ -237,29 +247,6 @@ def test_slots(found: dict[str, Any] | None, in_recovery: bool, steps: int) -> N
 def test_a_slot_of_nobody_is_reported_and_kept() -> None:
     made, warnings = objects.plan_slots([], {"backup": slot(restart_lsn="0/1", retained_bytes=7)}, False)
     assert made == [] and "backup" in warnings[0] and "7 bytes" in warnings[0]
-
-
-@pytest.mark.parametrize(
-    ("data", "running", "signal", "wanted"),
-    [("absent", False, False, "clone"), ("present", True, True, "none"), ("present", False, True, "none")],
-)
-def test_clone_only_into_nothing(data: str, running: bool, signal: bool, wanted: str) -> None:
-    assert clone.choose(data, running, signal, ["clone"]) == wanted
-
-
-@pytest.mark.parametrize(
-    ("data", "running", "methods"),
-    [("present", True, ["clone"]), ("present", False, ["clone"]), ("foreign", False, ["clone"]), ("absent", False, [])],
-)
-def test_data_is_never_destroyed(data: str, running: bool, methods: list[str]) -> None:
-    with pytest.raises(ValueError, match="data directory"):
-        clone.choose(data, running, False, methods)
-
-
-def test_a_clone_forgets_whom_its_source_followed() -> None:
-    content = "# comment\nwork_mem = '8MB'\nprimary_conninfo = 'host=x'\n primary_slot_name = 'db1'\n"
-    content += "recovery_target_lsn = '0/1'\n"
-    assert clone.auto_conf(content) == "# comment\nwork_mem = '8MB'\n"
 
 
 @pytest.mark.parametrize(
