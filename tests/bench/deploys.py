@@ -12,6 +12,7 @@ import csv
 import re
 import statistics
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -91,6 +92,7 @@ class Row:
     before: dict[str, float]
     during: dict[str, float]
     switch: float
+    soak: float  # of that, all nodes together
     whole: float
     runs: list[str]  # the releases that the nodes' workers say they run, when all is over
     counted: dict[str, Counter[str]]  # by balancer
@@ -116,6 +118,7 @@ def play(lab: Lab, playbook: str, *arguments: str, inventory: Path | None = None
     ]  # fmt: skip
     # Else the name of a task comes with its first result, not at its begin.
     environment = {**lab.environment, "ANSIBLE_DISPLAY_SKIPPED_HOSTS": "true", "PYTHONUNBUFFERED": "1"}
+    print(f"{playbook} {' '.join(arguments)} ...", file=sys.stderr, flush=True)
     played, clock = Played(time.time()), time.monotonic()
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -214,6 +217,7 @@ def measure(lab: Lab, method: Method, user: str, rate: float) -> Row:
         before=latencies([outcome for outcome in fast if outcome.due < offset]),
         during=latencies([outcome for outcome in fast if offset + begin <= outcome.due < offset + end + AFTER]),
         switch=end - begin,
+        soak=sum(part.get("soak", 0.0) for part in parts_of(played).values()) if method is OURS else 0.0,
         whole=played.seconds,
         runs=running_releases(lab),
         counted=counted,
@@ -261,20 +265,31 @@ def compare(lab: Lab, add: Add, rate: float) -> str:
     add(
         "deploy: requests that failed, of those sent", f"{ours.failed} / {ours.sent}", f"{ours.failed}", not ours.failed
     )
+    # Only deploy.yml watches each node for some seconds before it goes on to the next.
     for name, mine, theirs in [
         ("whole playbook", ours.whole, community.whole),
+        ("whole without the soak", ours.whole - ours.soak, community.whole),
         ("switch of a node", ours.switch / len(NODES), community.switch / len(NODES)),
+        ("the same without the soak", (ours.switch - ours.soak) / len(NODES), community.switch / len(NODES)),
     ]:
         figures = f"{mine:.1f} s / {theirs:.1f} s"
         add(f"deploy: {name}, in community.general's", figures, f"{mine / theirs:.2f}", mine <= theirs)
     return before
 
 
-def table_of(played: Played) -> dict[str, list[float]]:
-    """{node: seconds of drain, switch and ready} from the table that deploy.yml prints at the end."""
-    pattern = re.compile(r"\s*- (\S+)\s+\S+\s+([\d.]+) s\s+([\d.]+) s\s+([\d.]+) s\s+switched")
-    matches = [match for _, line in played.lines if (match := pattern.fullmatch(line))]
-    return {match[1]: [float(match[number]) for number in (2, 3, 4)] for match in matches}
+def parts_of(played: Played) -> dict[str, dict[str, float]]:
+    """{node: {part: seconds}} from the table that deploy.yml prints at the end: drain, switch, ready ..."""
+    rows = [
+        re.split(r"\s{2,}", line.strip().removeprefix("- ")) for _, line in played.lines if re.match(r" +- \w", line)
+    ]
+    head = next((row for row in rows if row[0] == "node"), None)
+    if head is None:
+        raise SystemExit(f"no table in:\n{played.output[-4000:]}")
+    switched = [dict(zip(head, row, strict=True)) for row in rows if row[-1] == "switched" and len(row) == len(head)]
+    return {
+        row["node"]: {name: float(cell.removesuffix(" s")) for name, cell in row.items() if cell.endswith(" s")}
+        for row in switched
+    }
 
 
 def inventory_of(nodes: int, light: bool = False) -> Path:
@@ -303,22 +318,26 @@ class Size:
     nodes: int
     whole: float
     switch: float
-    needed: (
-        float  # seconds of drain + stop + start + health + back in service, by deploy.yml's table, mean of the nodes
-    )
+    # Seconds for a node by deploy.yml's table, mean of the nodes: drain, switch (stop, start, health) and ready ...
+    needed: float
+    # ... and how long it is watched after that.
+    soak: float
 
     @property
     def beyond(self) -> float:
-        return self.switch / self.nodes - self.needed
+        return self.switch / self.nodes - self.needed - self.soak
 
 
 def size_of(lab: Lab, nodes: int, version: str, inventory: Path) -> Size:
     played = play(lab, OURS.playbook, "-e", f"django_version={version}", inventory=inventory)
-    seconds = table_of(played)
-    if len(seconds) != nodes:
-        raise SystemExit(f"{len(seconds)} of {nodes} nodes were switched:\n{played.output[-3000:]}")
+    parts = parts_of(played)
+    if len(parts) != nodes:
+        raise SystemExit(f"{len(parts)} of {nodes} nodes were switched:\n{played.output[-3000:]}")
     begin, end = played.span(OURS.begin, OURS.end)
-    return Size(nodes, played.seconds, end - begin, statistics.mean(sum(parts) for parts in seconds.values()))
+    soak = statistics.mean(part.pop("soak", 0.0) for part in parts.values())
+    return Size(
+        nodes, played.seconds, end - begin, statistics.mean(sum(part.values()) for part in parts.values()), soak
+    )
 
 
 def sizes(lab: Lab, add: Add, before: str) -> None:
@@ -342,12 +361,12 @@ def sizes(lab: Lab, add: Add, before: str) -> None:
         light.tool("down")
 
     print("deploy.yml of a staged release without load (6 nodes: with one host of each other tier)")
-    print(f"{'nodes':>5}{'whole':>9}{'switch':>9}{'a node':>9}{'drain to ready':>16}{'beyond that':>13}")
+    print(f"{'nodes':>5}{'whole':>9}{'switch':>9}{'a node':>9}{'drain to ready':>16}{'soak':>7}{'beyond these':>14}")
     found.sort(key=lambda size: size.nodes)
     for size in found:
         print(
             f"{size.nodes:>5}{size.whole:>7.1f} s{size.switch:>7.1f} s{size.switch / size.nodes:>7.1f} s"
-            f"{size.needed:>14.1f} s{size.beyond:>11.1f} s"
+            f"{size.needed:>14.1f} s{size.soak:>5.1f} s{size.beyond:>12.1f} s"
         )
     print(flush=True)
     for size in found:
