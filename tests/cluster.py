@@ -129,9 +129,9 @@ class Lab:
         output = self._run(["ssh", "-G", "-F", str(self.directory / "ssh_config"), host])
         return next(line.split()[1] for line in output.splitlines() if line.startswith("hostname "))
 
-    def sql(self, host: str, query: str) -> str:
+    def sql(self, host: str, query: str, database: str = "postgres") -> str:
         """Ask one PostgreSQL server as its superuser; one value, or the rows with | between the columns."""
-        return self.ssh(host, "runuser -u postgres -- psql -qAtX", query).strip()
+        return self.ssh(host, f"runuser -u postgres -- psql -qAtX {database}", query).strip()
 
     def manage(self, host: str, python: str) -> str:
         """Run Python inside the project on one node."""

@@ -132,12 +132,14 @@ def _without_documentation(option: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def _names_of_roles() -> frozenset[str]:
-    """The variables that the roles have defaults for, and the cluster's values that these read."""
+    """The variables that roles and playbooks have defaults for, and the cluster's values that these read."""
     names: set[str] = set()
     for path in ROLES.glob("*/defaults/main.yml"):
         text = path.read_text(encoding="utf-8")
         names.update(yaml.safe_load(text) or {})
         names.update(re.findall(r"\bcluster_[a-z_]+\b", text))
+    for path in (ROLES.parent / "playbooks" / "vars").glob("*.yml"):
+        names.update(re.findall(r"\{\{ \(*([a-z]\w*) \| default\(", path.read_text(encoding="utf-8")))
     return frozenset(names)
 
 

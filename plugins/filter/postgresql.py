@@ -12,6 +12,9 @@ from ansible_collections.flotilla.django.plugins.module_utils import (
     _postgresql_settings_plan as settings_plan,
 )
 from ansible_collections.flotilla.django.plugins.module_utils import (
+    _postgresql_switch_plan as switch_plan,
+)
+from ansible_collections.flotilla.django.plugins.module_utils import (
     _postgresql_topology_plan as topology_plan,
 )
 
@@ -62,6 +65,57 @@ def postgresql_passfile_field(value: str) -> str:
         raise AnsibleFilterError(f"postgresql_passfile_field: {error}") from error
 
 
+def postgresql_switchover_plan(
+    members: Sequence[str], new_primary: str, inspected: Mapping[str, Mapping[str, Any]], **limits: Any
+) -> dict[str, Any]:
+    """Decide how a named member becomes the primary."""
+    try:
+        return switch_plan.switchover(members, new_primary, inspected, switch_plan.Limits(**limits)).as_dict()
+    except (ValueError, TypeError) as error:
+        raise AnsibleFilterError(f"postgresql_switchover_plan: {error}") from error
+
+
+def postgresql_failover_plan(
+    members: Sequence[str], inspected: Mapping[str, Mapping[str, Any]], new_primary: str = ""
+) -> dict[str, Any]:
+    """Decide what is put out of action before a standby is promoted."""
+    try:
+        return switch_plan.failover(members, new_primary or None, inspected).as_dict()
+    except ValueError as error:
+        raise AnsibleFilterError(f"postgresql_failover_plan: {error}") from error
+
+
+def postgresql_failover_choice(
+    candidates: Sequence[str],
+    inspected: Mapping[str, Mapping[str, Any]],
+    new_primary: str = "",
+    ends: Sequence[str | None] = (),
+) -> dict[str, Any]:
+    """Choose the most advanced standby."""
+    try:
+        return switch_plan.choose(inspected, candidates, new_primary or None, ends).as_dict()
+    except ValueError as error:
+        raise AnsibleFilterError(f"postgresql_failover_choice: {error}") from error
+
+
+def postgresql_restart_plan(
+    members: Sequence[str], inspected: Mapping[str, Mapping[str, Any]], everything: bool = False
+) -> dict[str, Any]:
+    """Decide which members are restarted, and in which order."""
+    try:
+        return switch_plan.restart(members, inspected, everything).as_dict()
+    except ValueError as error:
+        raise AnsibleFilterError(f"postgresql_restart_plan: {error}") from error
+
+
+def postgresql_members_table(members: Sequence[str], inspected: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Describe the members, one line each."""
+    try:
+        return switch_plan.table(members, inspected)
+    except ValueError as error:
+        raise AnsibleFilterError(f"postgresql_members_table: {error}") from error
+
+
 class FilterModule:
     """The filters by name."""
 
@@ -73,4 +127,9 @@ class FilterModule:
             "postgresql_configuration": postgresql_configuration,
             "postgresql_setting": postgresql_setting,
             "postgresql_passfile_field": postgresql_passfile_field,
+            "postgresql_switchover_plan": postgresql_switchover_plan,
+            "postgresql_failover_plan": postgresql_failover_plan,
+            "postgresql_failover_choice": postgresql_failover_choice,
+            "postgresql_restart_plan": postgresql_restart_plan,
+            "postgresql_members_table": postgresql_members_table,
         }

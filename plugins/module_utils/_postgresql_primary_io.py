@@ -168,8 +168,8 @@ def _start_lines(cluster: io.Cluster) -> list[str]:
 
 
 @contextlib.contextmanager
-def waiting_lock(cluster: io.Cluster) -> Iterator[None]:
-    """Say that this process waits to promote the server, so that another can call it off."""
+def waiting_lock(cluster: io.Cluster, token: str) -> Iterator[None]:
+    """Say in a file that this process waits for a token to promote the server, so that another can call it off."""
     path = waiting_file(cluster)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -180,8 +180,11 @@ def waiting_lock(cluster: io.Cluster) -> Iterator[None]:
                 f"another run waits to promote {cluster.version}/{cluster.name} already"
             ) from error
         os.truncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
-        yield
+        os.write(descriptor, f"{os.getpid()}\n{token}\n".encode())
+        try:
+            yield
+        finally:
+            os.truncate(descriptor, 0)
     finally:
         os.close(descriptor)
 
@@ -208,7 +211,7 @@ def call_off(cluster: io.Cluster) -> bool:
                 if clock() > deadline:
                     raise io.PostgresqlError(f"the process that holds {path} cannot be ended") from error
                 with contextlib.suppress(ValueError):
-                    send(int(path.read_text().strip() or "x"), signal.SIGKILL)
+                    send(int(path.read_text().partition("\n")[0]), signal.SIGKILL)
                 time.sleep(0.05)
             else:
                 return found

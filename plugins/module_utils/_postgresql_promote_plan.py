@@ -17,7 +17,7 @@ from ansible_collections.flotilla.django.plugins.module_utils import _postgresql
 # What the caller may accept, and what it may cost.
 ACCEPT = ("data_loss", "paused_replay", "split_brain")
 
-_ANY = re.compile(r'\s*ANY\s+(\d+)\s*\((.*)\)\s*', re.IGNORECASE)
+_ANY = re.compile(r"\s*ANY\s+(\d+)\s*\((.*)\)\s*", re.IGNORECASE)
 _NAME = re.compile(r'\s*(?:"((?:[^"]|"")+)"|(\w+))\s*(?:,|$)')
 
 
@@ -62,7 +62,9 @@ def judge_peers(
     for name, answer in peers.items():
         state = answer["state"]
         if state == "primary" and name != request.handover_from:
-            forbidden.append(f"{name} answers as a primary" + (" although it is fenced" if name in request.fenced else ""))
+            forbidden.append(
+                f"{name} answers as a primary" + (" although it is fenced" if name in request.fenced else "")
+            )
         elif name == request.handover_from and state != "primary":
             forbidden.append(f"{name}, which is to hand over, is no primary ({_told(answer)})")
         elif state in ("starting", "rejected", "unreachable") and name not in request.fenced:
@@ -106,7 +108,10 @@ def decide(node: Mapping[str, Any], peers: Mapping[str, Mapping[str, Any]], requ
     streaming = (node["upstream"] or {}).get("status") == "streaming"
     if request.handover_from and not streaming:
         reasons.append("it does not stream from the primary that is to hand over")
-    for found, what in ((node["replay_paused"], "replay is paused"), (node["apply_delay_seconds"], "replay is delayed")):
+    for found, what in (
+        (node["replay_paused"], "replay is paused"),
+        (node["apply_delay_seconds"], "replay is delayed"),
+    ):
         if found:
             told = f"{what} on this standby" + (f" by {found} s" if what.endswith("delayed") else "")
             (warnings if "paused_replay" in request.accept else reasons).append(told)
@@ -130,7 +135,9 @@ def judge_lag(node: Mapping[str, Any], request: Request) -> tuple[int | None, in
         return lag, lag, f"it has the WAL up to {has}, and the former primary ended after {request.after_lsn}"
     if request.upstream_lsn:
         lag = max(0, wal.lsn(request.upstream_lsn) - wal.lsn(has))
-        told = f"it lacks {lag} bytes: it has the WAL up to {has}, the former primary wrote up to {request.upstream_lsn}"
+        told = (
+            f"it lacks {lag} bytes: it has the WAL up to {has}, the former primary wrote up to {request.upstream_lsn}"
+        )
         return lag, lag, told if lag > request.max_lag_bytes else ""
     return None, None, f"how much WAL it lacks is not known; it has {has}"
 

@@ -26,6 +26,7 @@ class View:
     role: str | None = None  # primary | standby
     running: bool | None = None
     streaming: bool = False
+    fenced: bool = False  # put out of action by a move of the primary
     timeline: int | None = None
     system_identifier: str | None = None
     answer: str | None = None  # of ANSWERS, when only asked over the network
@@ -59,6 +60,7 @@ def _inspected_view(name: str, node: Mapping[str, Any]) -> View:
         data=node["data"],
         role=node.get("role"),
         running=bool(node.get("running")),
+        fenced=bool(node.get("start") == "disabled" and not node.get("running")),
         streaming=bool((node.get("upstream") or {}).get("status") == "streaming"),
         timeline=node.get("timeline"),
         system_identifier=node.get("system_identifier"),
@@ -156,6 +158,14 @@ def _follow(me: View, primary: View) -> Decision:
         return Decision("run", primary.name, f"{me.name} is the primary")
     if me.data == "absent":
         return Decision("clone", primary.name, f"{me.name} is empty and {primary.name} is the primary")
+    if me.fenced:
+        return Decision(
+            "leave_stopped",
+            primary.name,
+            f"{me.name} was put out of action and {primary.name} is the primary",
+            [f"{me.name} was put out of action when the primary moved to {primary.name}, and is left so. Bring it back "
+             "with playbooks/rejoin.yml."],
+        )  # fmt: skip
     if me.role == "primary":
         return Decision(
             "leave_stopped",
@@ -264,6 +274,12 @@ def plan(
         )
     if all(view.data != "present" for view in views.values()):
         return _fresh(me, views, initial_primary, unknown)
+    fenced = [view for view in views.values() if view.data == "present" and view.fenced]
+    if fenced:
+        return _refuse(
+            f"{_names(fenced)} was put out of action by a move of the primary, and nobody has become the primary: the "
+            "move was interrupted. Run playbooks/switchover.yml (or failover.yml) again, it finishes or undoes it."
+        )
     stopped = [view for view in views.values() if view.data == "present" and view.role == "primary"]
     if stopped:
         return _restart(me, views, stopped, unknown)

@@ -308,7 +308,7 @@ class Fence:
     def stop_whatever_it_takes(self, pid: int) -> None:
         self.result["method"] = "immediate"
         primary_io.send(pid, signal.SIGQUIT)
-        if not primary_io.wait_gone(self.cluster, 10):
+        if not primary_io.wait_gone(self.cluster, 5):
             self.result["method"] = "kill"
             primary_io.kill_all(pid)
             if not primary_io.wait_gone(self.cluster, 5):

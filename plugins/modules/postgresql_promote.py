@@ -19,7 +19,7 @@ description:
   - What would be lost must be known and no more than O(max_lag_bytes). It is known from O(after_lsn) or
     O(upstream_lsn), or it is nothing with O(handover_token).
   - With O(handover_token) it waits for the primary O(handover_from) to end, while that one still serves, and promotes a
-    moment later. The primary is put out of action by M(flotilla.django.postgresql_fence), which writes the token into
+    moment later. While it waits the token stands in C(/run/lock/flotilla-promote-VERSION-CLUSTER). The primary is put out of action by M(flotilla.django.postgresql_fence), which writes the token into
     the WAL before it stops. The standby has then replayed the token and, as the last record, the shutdown checkpoint,
     which is all the proof there needs to be. No host asks another one in between.
   - The server is verified to accept writes on the next timeline, and a checkpoint is made, without which
@@ -339,9 +339,7 @@ class Promotion:
         with io.connect(self.cluster) as connection:
             if decision.action == "promote":
                 if self.params["handover_token"]:
-                    with primary_io.waiting_lock(self.cluster):
-                        self.wait_for_handover(connection)
-                        self.promote(connection)
+                    self.wait_for_handover(connection)
                 else:
                     self.wait_for_replay(connection)
                     self.promote(connection)
@@ -393,18 +391,20 @@ class Promotion:
         deadline = began + self.params["handover_timeout"]
         watch = primary_io.Handover(connection=connection, cluster=self.cluster, token=self.params["handover_token"],
                                     since=self.params["since_lsn"])  # fmt: skip
-        while (shutdown := watch.look()) is None:
+        with primary_io.waiting_lock(self.cluster, self.params["handover_token"]):
+            while (shutdown := watch.look()) is None:
+                if primary_io.clock() > deadline:
+                    what = "its shutdown" if watch.message else "its message"
+                    raise io.PostgresqlError(
+                        f"the primary has not handed over within {self.params['handover_timeout']} s: replayed up to "
+                        f"{watch.replay}, without {what}. Nothing was promoted"
+                    )
+                time.sleep(primary_io.POLL)
+            # The host may have been asleep in between.
             if primary_io.clock() > deadline:
-                what = "its shutdown" if watch.message else "its message"
-                raise io.PostgresqlError(
-                    f"the primary has not handed over within {self.params['handover_timeout']} s: replayed up to "
-                    f"{watch.replay}, without {what}. Nothing was promoted"
-                )
-            time.sleep(primary_io.POLL)
-        # The host may have been asleep in between.
-        if primary_io.clock() > deadline:
-            raise io.PostgresqlError("the hand-over came too late. Nothing was promoted")
-        self.seconds["handover"] = round(primary_io.clock() - began, 3)
+                raise io.PostgresqlError("the hand-over came too late. Nothing was promoted")
+            self.seconds["handover"] = round(primary_io.clock() - began, 3)
+            self.promote(connection)
         self.result.update(shutdown_checkpoint_lsn=shutdown, replay_lsn=watch.replay, receive_lsn=watch.replay,
                            lag_bytes=0)  # fmt: skip
 
@@ -443,7 +443,9 @@ class Promotion:
         timeline = primary_io.wal_timeline(connection)
         self.result["timeline"] = timeline
         if timeline <= (self.result["timeline_before"] or 0):
-            raise io.PostgresqlError(f"promoted, but the timeline is {timeline}, and was {self.result['timeline_before']}")
+            raise io.PostgresqlError(
+                f"promoted, but the timeline is {timeline}, and was {self.result['timeline_before']}"
+            )
         connection.execute("SET statement_timeout = 0")
         connection.execute("CHECKPOINT")
         self.seconds["checkpoint"] = round(primary_io.clock() - began, 3)
@@ -451,18 +453,14 @@ class Promotion:
 
     def keep_commits_possible(self, connection: Any) -> None:
         setting = primary_io.read_synchronous(connection)
-        wanted, warnings = promote_plan.synchronous(
-            setting["configured"], setting["current"], self.params["standbys"]
-        )
+        wanted, warnings = promote_plan.synchronous(setting["configured"], setting["current"], self.params["standbys"])
         for warning in warnings:
             self.module.warn(warning)
         value = setting["current"] if wanted is None else wanted
         if value != setting["current"]:
             primary_io.write_synchronous(connection, None if value == setting["configured"] else value)
             self.result["changed"] = True
-        self.result.update(
-            synchronous_standby_names=value, synchronous_overridden=value != setting["configured"]
-        )
+        self.result.update(synchronous_standby_names=value, synchronous_overridden=value != setting["configured"])
 
 
 def main() -> None:

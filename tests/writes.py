@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Django writes all the time, on several nodes, through the settings it has there, and remembers what it was told."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.cluster import Lab, wait_until
+
+TABLE = "flotilla_test_writes"
+
+# Like one request after the other: a connection that broke is closed at the end of the request, a kept one is checked.
+PROGRAM = f"""
+import os, sys, threading, time
+import django
+django.setup()
+from django.db import close_old_connections, connection
+
+node, run = sys.argv[1:]
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+number = 0
+while True:
+    number += 1
+    began = time.time()
+    try:
+        close_old_connections()
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "INSERT INTO {TABLE} VALUES (%s, %s, %s) RETURNING current_setting('cluster_name')", [run, node, number]
+            )
+            server = cursor.fetchone()[0]
+        print("told", number, began, time.time(), server, flush=True)
+    except Exception as error:
+        print("error", number, began, time.time(), type(error).__name__, " ".join(str(error).split())[:200], flush=True)
+        connection.close()
+    time.sleep(0.01)
+"""
+
+
+@dataclass(frozen=True)
+class Write:
+    """One write that Django was told had succeeded."""
+
+    number: int
+    began: float
+    ended: float
+    server: str
+
+
+@dataclass
+class Writes:
+    """What the nodes were told, and what is there."""
+
+    run: str
+    told: dict[str, list[Write]] = field(default_factory=dict)
+    errors: dict[str, list[str]] = field(default_factory=dict)
+
+    def gap(self, node: str) -> float:
+        """The longest time between two writes that succeeded, in seconds."""
+        ends = [write.ended for write in self.told[node]]
+        return max(after - before for before, after in zip(ends, ends[1:], strict=False))
+
+    @property
+    def gaps(self) -> list[float]:
+        return [self.gap(node) for node in self.told]
+
+    @property
+    def servers(self) -> list[str]:
+        """Who took the writes of all nodes, in the order of their ends, without repetitions."""
+        writes = sorted((write for told in self.told.values() for write in told), key=lambda write: write.ended)
+        found: list[str] = []
+        for write in writes:
+            if not found or found[-1] != write.server:
+                found.append(write.server)
+        return found
+
+    def lost(self, lab: Lab, server: str) -> list[str]:
+        """Writes that Django was told had succeeded and that are not there."""
+        there = set(lab.sql(server, f"SELECT node || ' ' || number FROM {TABLE} WHERE run = '{self.run}'", "django").split("\n"))
+        return [
+            f"{node} {write.number}" for node, told in self.told.items() for write in told
+            if f"{node} {write.number}" not in there
+        ]  # fmt: skip
+
+    def doubled(self, lab: Lab, server: str) -> str:
+        """Writes that are there more than once."""
+        return lab.sql(
+            server,
+            f"SELECT node, number FROM {TABLE} WHERE run = '{self.run}' GROUP BY 1, 2 HAVING count(*) > 1",
+            "django",
+        )
+
+
+@contextlib.contextmanager
+def writing(lab: Lab, run: str, nodes: Sequence[str] = ("app1", "app2")) -> Iterator[Writes]:
+    """Writes for the length of a with block; what came of them is complete afterwards."""
+    lab.manage(
+        nodes[0],
+        "from django.db import connection\n"
+        f"connection.cursor().execute('CREATE TABLE IF NOT EXISTS {TABLE} (run text, node text, number int)')\n",
+    )
+    writes = Writes(run, {node: [] for node in nodes}, {node: [] for node in nodes})
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        running = []
+        for node in nodes:
+            lab.ssh(node, "cat > /tmp/flotilla-writes.py", PROGRAM)
+            output = stack.enter_context((directory / node).open("w"))
+            command = ["ssh", "-F", str(lab.directory / "ssh_config"), "-S", "none", node]
+            process = subprocess.Popen(
+                [*command, f"django-run python /tmp/flotilla-writes.py {node} {run}"],
+                stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, text=True, env=lab.environment,
+            )  # fmt: skip
+            running.append((node, process))
+        try:
+            for node, _process in running:
+                wait_until(lambda node=node: "told 5 " in (directory / node).read_text(), 30, f"{node} writes", 0.1)
+            yield writes
+            # Whatever happened, they are well in the end.
+            for node, _process in running:
+                seen = (directory / node).read_text().count("told ")
+                wait_until(
+                    lambda node=node, seen=seen: (directory / node).read_text().count("told ") > seen + 5, 60,
+                    f"{node} writes again", 0.1,
+                )  # fmt: skip
+        finally:
+            for _node, process in running:
+                with contextlib.suppress(OSError):
+                    assert process.stdin
+                    process.stdin.close()
+            for _node, process in running:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(20)
+                process.kill()
+            for node, _process in running:
+                for line in (directory / node).read_text().splitlines():
+                    words = line.split(" ")
+                    if words[0] == "told" and len(words) == 5:
+                        writes.told[node].append(Write(int(words[1]), float(words[2]), float(words[3]), words[4]))
+                    else:
+                        writes.errors[node].append(line)
