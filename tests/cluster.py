@@ -7,8 +7,10 @@ import contextlib
 import json
 import os
 import re
+import signal
 import ssl
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -62,6 +64,36 @@ class Recap:
         return found
 
 
+class Background:
+    """An ansible-playbook run that goes on while a test does something to the hosts, or to it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self._process, self._log = process, log
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+    @property
+    def returncode(self) -> int:
+        """Waits until it has ended."""
+        return self._process.wait()
+
+    def wait_for(self, text: str, times: int = 1, timeout: float = 300) -> None:
+        """Until a text stands in its output so many times."""
+
+        def there() -> bool:
+            assert self._process.poll() is None or self.output.count(text) >= times, self.output[-3000:]
+            return self.output.count(text) >= times
+
+        wait_until(there, timeout, f"the playbook comes to: {text}", 0.02)
+
+    def kill(self) -> None:
+        """As a controller that loses its power: with all its processes and without a word."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
 class Lab:
     """One lab, by its name and inventory."""
 
@@ -104,6 +136,25 @@ class Lab:
             for match in re.finditer(r"^(\S+)\s+: (ok=\d+.*)$", done.stdout, re.MULTILINE)
         }
         return Recap(done.returncode, done.stdout, hosts)
+
+    @contextlib.contextmanager
+    def background(self, *arguments: str, playbook: str) -> Iterator[Background]:
+        """Run a playbook during the block, and wait for its end behind it."""
+        command = [str(ROOT / ".venv/bin/ansible-playbook"), "-i", str(self.inventory), playbook, *arguments]
+        with tempfile.NamedTemporaryFile() as log, subprocess.Popen(
+            command, cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            start_new_session=True,
+        ) as process:  # fmt: skip
+            running = Background(process, Path(log.name))
+            try:
+                yield running
+            except BaseException:
+                running.kill()
+                raise
+            process.wait()
+            ended = Path(log.name).read_text()
+            running._log = self.directory / "background.log"
+            running._log.write_text(ended)
 
     def variable(self, host: str, name: str) -> Any:
         """A variable of the inventory as the playbooks see it."""
