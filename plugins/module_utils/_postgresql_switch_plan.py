@@ -40,6 +40,7 @@ class Plan:
     rejoin: list[str] = field(default_factory=list)  # fenced members that are brought back
     fence: list[str] = field(default_factory=list)  # members to be stopped on the spot
     unreachable: list[str] = field(default_factory=list)  # members to be cut off from outside
+    harmless: list[str] = field(default_factory=list)  # stopped standbys, and members without data
     candidates: list[str] = field(default_factory=list)
     since_lsn: str | None = None
     after_lsn: str | None = None
@@ -100,6 +101,14 @@ class Members:
     def fenced(self, name: str) -> bool:
         node = self.nodes.get(name)
         return node is not None and not node["running"] and (node["start"] == "disabled")
+
+    def harmless(self, name: str) -> bool:
+        """Tell whether a member without a running server could only come up as a standby, or not at all."""
+        node = self.nodes[name]
+        if node["running"] or node["data"] == "foreign":
+            return False
+        was_standby = node["database_cluster_state"] in ("shut down in recovery", "in archive recovery")
+        return node["data"] == "absent" or (was_standby and bool(node["standby_signal"]))
 
     def answers(self, name: str) -> dict[str, Mapping[str, Any]]:
         """Return what the others heard from a member over the network."""
@@ -311,13 +320,10 @@ def failover(names: Sequence[str], target: str | None, inspected: Inspected) -> 
             "there is no running standby to promote. Start the former primary, or restore a backup: "
             + ", ".join(f"{name} ({'cannot be reached' if name in members.missing else _state(members, name)})" for name in names)
         )
-    fence = [
-        name
-        for name, node in members.nodes.items()
-        if name not in candidates and (node["data"] == "present" or node["running"])
-    ]
+    harmless = [name for name in members.nodes if name not in candidates and members.harmless(name)]
+    fence = [name for name in members.nodes if name not in candidates + harmless]
     return Plan(
-        "fail_over", new=target, candidates=candidates, fence=fence, unreachable=members.missing,
+        "fail_over", new=target, candidates=candidates, fence=fence, unreachable=members.missing, harmless=harmless,
         old=_former(members, fence), warnings=_promises(members, candidates),
     )  # fmt: skip
 
@@ -329,10 +335,8 @@ def _state(members: Members, name: str) -> str:
 
 def _former(members: Members, fence: Sequence[str]) -> str | None:
     """Return who was the primary, where that can be told."""
-    if len(members.missing) == 1 and not [name for name in fence if members.nodes[name]["role"] == "primary"]:
-        return members.missing[0]
-    former = [name for name in fence if members.nodes[name]["database_cluster_state"] in ("in production", "shut down")]
-    return former[0] if len(former) == 1 and not members.missing else None
+    former = [*fence, *members.missing]
+    return former[0] if len(former) == 1 else None
 
 
 def _promises(members: Members, candidates: Sequence[str]) -> list[str]:
