@@ -107,6 +107,10 @@ def test_the_replication_user_cannot_read_a_table(tier: Tier) -> None:
     login = {"user": "replication", "password": tier.secret("replication_password")}
     assert "no pg_hba.conf entry" in tier.remote("db2", "db1", "SELECT 1", **login)
     assert tier.remote("db2", "db1", "IDENTIFY_SYSTEM", replication="true", **login).startswith("7")
+    # What pg_rewind needs is there, and no more than that.
+    for query in ("TABLE pg_authid", "SELECT pg_read_file('PG_VERSION')", "SELECT pg_read_binary_file('/etc/hosts')"):
+        answer = tier.remote("db2", "db1", query, **{**login, "dbname": "postgres"})
+        assert "permission denied" in answer or "absolute path not allowed" in answer, answer
 
 
 def test_monitoring_needs_the_right_system_user(tier: Tier) -> None:
