@@ -81,7 +81,9 @@ class Writes:
 
     def lost(self, lab: Lab, server: str) -> list[str]:
         """Writes that Django was told had succeeded and that are not there."""
-        there = set(lab.sql(server, f"SELECT node || ' ' || number FROM {TABLE} WHERE run = '{self.run}'", "django").split("\n"))
+        there = set(
+            lab.sql(server, f"SELECT node || ' ' || number FROM {TABLE} WHERE run = '{self.run}'", "django").split("\n")
+        )
         return [
             f"{node} {write.number}" for node, told in self.told.items() for write in told
             if f"{node} {write.number}" not in there
