@@ -400,9 +400,13 @@ def read_node(cluster: Cluster) -> dict[str, Any]:
     }
     if node["data"] != "present":
         return node
-    node["disk_free_bytes"] = disk_free_bytes(cluster.data_directory)
-    if cluster.installed:
-        node.update(read_stopped(cluster))
+    try:
+        node["disk_free_bytes"] = disk_free_bytes(cluster.data_directory)
+        if cluster.installed:
+            node.update(read_stopped(cluster))
+    except (PostgresqlError, OSError) as error:
+        # A directory without a control file that can be read is no complete cluster.
+        return {**node, "data": "foreign", "error": str(error)}
     if server_process(cluster.data_directory) is None:
         return node
     node["running"] = True
