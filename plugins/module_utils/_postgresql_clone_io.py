@@ -233,17 +233,23 @@ def exclusive(data: Path, check_mode: bool) -> Iterator[int]:
         return
     _prepare_parent(data.parent)
     path = data.with_name(data.name + ".cloning.lock")
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            os.close(lock)
             raise io.PostgresqlError(
                 f"another run is cloning into {data} right now, or rewinding it: wait until it has ended"
             ) from error
+        if os.fstat(lock).st_nlink:
+            break
+        # Its last holder has removed it in between.
+        os.close(lock)
+    try:
         yield lock
-        path.unlink(missing_ok=True)
     finally:
+        path.unlink(missing_ok=True)
         os.close(lock)
 
 

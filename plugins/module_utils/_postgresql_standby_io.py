@@ -96,11 +96,13 @@ def read_local(cluster: io.Cluster) -> tuple[plan.Local, Path]:
     if local.timeline > 1:
         file = place / "pg_wal" / f"{local.timeline:08X}.history"
         history = plan.parse_history(file.read_text(encoding="utf-8")) if file.exists() else None
+    label = place / "backup_label"
     local = dataclasses.replace(
         local,
         running=running,
         standby_signal=(place / "standby.signal").exists(),
-        backup_label=(place / "backup_label").exists(),
+        backup_label=label.exists(),
+        rewound=label.exists() and "pg_rewind" in label.read_text(encoding="utf-8"),
         history=history,
         interrupted=attempt,
         boot_id=_boot_id(),

@@ -75,6 +75,7 @@ class Local:
     segment_size: int = 16 * 1024 * 1024
     rewindable: bool = True  # checksums, or wal_log_hints
     backup_label: bool = False  # a copy that was never started: its control file is that of its source
+    rewound: bool = False  # such a copy, made by pg_rewind: it needs WAL that the primary writes after that
     interrupted: Attempt | None = None
     boot_id: str = ""
 

@@ -325,7 +325,7 @@ class Run:
     def _carry_out(self, local: plan.Local, decision: plan.Decision, result: dict[str, Any]) -> None:
         if decision.method == "follow":
             self._follow(local, decision)
-        elif decision.method == "rewind":
+        if decision.method == "rewind":
             try:
                 self._rewind(decision)
             except standby_io.DamagedError as error:
@@ -336,6 +336,8 @@ class Run:
                 result["kept_directory"] = str(standby_io.keep_name(self.data, time.time()))
         if decision.method == "clone":
             self._clone(result["kept_directory"])
+        elif decision.method == "rewind" or local.rewound:
+            self._write_wal()
 
     def _follow(self, local: plan.Local, decision: plan.Decision) -> None:
         # First what keeps it from coming up as a primary.
@@ -360,7 +362,6 @@ class Run:
             timeout,
             self.lock,
         )
-        standby_io.checkpoint(self.source, timeline, always=True, timeout=timeout)
 
     def _clone(self, kept: str | None) -> None:
         keep = Path(kept) if kept else None
@@ -370,6 +371,11 @@ class Run:
         clone_io.clone(
             self.cluster, self.source, params["slot"], params["max_rate"], params["timeout"], self.lock, keep
         )
+
+    def _write_wal(self) -> None:
+        """Let the primary write WAL: until it does, a rewound server accepts no connections."""
+        if self.described:
+            standby_io.checkpoint(self.source, self.described.timeline, always=True, timeout=self.params["timeout"])
 
     def _hold_wal(self, renew: bool) -> None:
         """Let the slot on the primary keep WAL from now on, or from earlier where it already does."""
