@@ -146,3 +146,15 @@ def writing(lab: Lab, run: str, nodes: Sequence[str] = ("app1", "app2")) -> Iter
                         writes.told[node].append(Write(int(words[1]), float(words[2]), float(words[3]), words[4]))
                     else:
                         writes.errors[node].append(line)
+
+
+def switch_by_hand(lab: Lab, old: str, new: str) -> None:
+    """What a move costs at least: a fast stop and pg_promote, one right after the other, and the old one as a standby."""
+    version = lab.sql(new, "SHOW server_version_num")[:2]
+    data = f"/var/lib/postgresql/{version}/main"
+    program = f"/usr/lib/postgresql/{version}/bin/pg_ctl"
+    lab.ssh(new, "true")  # both connections are open
+    lab.sql(old, "CHECKPOINT")
+    lab.ssh(old, f"runuser -u postgres -- {program} -D {data} -m fast -s stop")
+    assert lab.sql(new, "SELECT pg_promote()") == "t"
+    lab.ssh(old, f"runuser -u postgres -- touch {data}/standby.signal; systemctl start postgresql@{version}-main")
