@@ -42,6 +42,7 @@ class Plan:
     unreachable: list[str] = field(default_factory=list)  # members to be cut off from outside
     harmless: list[str] = field(default_factory=list)  # stopped standbys, and members without data
     candidates: list[str] = field(default_factory=list)
+    lossless: bool = False  # no commit that was acknowledged can be missing
     since_lsn: str | None = None
     after_lsn: str | None = None
     reasons: list[str] = field(default_factory=list)
@@ -324,7 +325,7 @@ def failover(names: Sequence[str], target: str | None, inspected: Inspected) -> 
     fence = [name for name in members.nodes if name not in candidates + harmless]
     return Plan(
         "fail_over", new=target, candidates=candidates, fence=fence, unreachable=members.missing, harmless=harmless,
-        old=_former(members, fence), warnings=_promises(members, candidates),
+        old=_former(members, fence), lossless=_is_lossless(members, candidates),
     )  # fmt: skip
 
 
@@ -339,18 +340,11 @@ def _former(members: Members, fence: Sequence[str]) -> str | None:
     return former[0] if len(former) == 1 else None
 
 
-def _promises(members: Members, candidates: Sequence[str]) -> list[str]:
-    """Say when an acknowledged commit may be on a standby that is not seen: with ANY k of N, N-k+1 must be seen."""
+def _is_lossless(members: Members, candidates: Sequence[str]) -> bool:
+    """Tell whether every acknowledged commit is on a standby that is seen: with ANY k of N, N-k+1 must be seen."""
     setting = members.nodes[candidates[0]]["synchronous_standby_names"] or ""
     count = int(setting.split()[1]) if setting.startswith("ANY ") else 0
-    if not count:
-        return []
-    needed = len(members.names) - 1 - count + 1
-    if len(candidates) >= needed:
-        return []
-    return [
-        f"{len(candidates)} standby(s) are seen, and {needed} would have to be to know that no acknowledged commit is lost"
-    ]
+    return bool(count) and len(candidates) >= len(members.names) - 1 - count + 1
 
 
 def choose(inspected: Inspected, candidates: Sequence[str], target: str | None, ends: Sequence[str | None]) -> Plan:
