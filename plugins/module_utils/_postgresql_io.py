@@ -122,6 +122,14 @@ def server_process(data_directory: Path) -> int | None:
     return pid if name.startswith(("postgres", "postmaster")) else None
 
 
+def program_replaced(pid: int) -> bool:
+    """Tell whether the program file of a process was replaced since it started: an upgrade waits for a restart."""
+    try:
+        return os.readlink(f"/proc/{pid}/exe").endswith(" (deleted)")  # noqa: PTH115 -- what it points to is no path then
+    except OSError:
+        return False
+
+
 def data_state(data_directory: Path) -> str:
     """Return absent, present or foreign (not empty, but no complete cluster)."""
     try:
@@ -387,6 +395,7 @@ def read_node(cluster: Cluster) -> dict[str, Any]:
         "sessions": None,
         "oldest_transaction_seconds": None,
         "archiver": None,
+        "program_replaced": False,
         "checksums": None,
         "upstream": None,
         "downstreams": [],
@@ -407,9 +416,10 @@ def read_node(cluster: Cluster) -> dict[str, Any]:
     except (PostgresqlError, OSError) as error:
         # A directory without a control file that can be read is no complete cluster.
         return {**node, "data": "foreign", "error": str(error)}
-    if server_process(cluster.data_directory) is None:
+    pid = server_process(cluster.data_directory)
+    if pid is None:
         return node
-    node["running"] = True
+    node.update(running=True, program_replaced=program_replaced(pid))
     if psycopg is None:
         return {**node, "error": "python3-psycopg is not installed"}
     try:

@@ -394,7 +394,7 @@ def restart(names: Sequence[str], inspected: Inspected, everything: bool) -> Pla
 
 def needs_restart(node: Mapping[str, Any]) -> bool:
     """Tell whether a server runs with other settings or another program than it has been given."""
-    return bool(node["settings_pending_restart"] or node.get("program_replaced"))
+    return bool(node["settings_pending_restart"] or node["program_replaced"])
 
 
 def table(names: Sequence[str], inspected: Inspected) -> list[str]:

@@ -7,6 +7,7 @@
 3. requests per second through the balancer against one gunicorn node and one Nginx asked directly (wrk)
 4. the memory of each daemon at rest
 5. deploys under load in four ways, and what a node costs (deploys.py)
+6. how long Django cannot write while the primary moves, against the same move made by hand (switchover.py)
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.bench import deploys
+from tests.bench.switchover import switchover
 from tests.cluster import DOMAIN, ROOT, Browser, Lab
 
 HOSTS = "all:!lab_spare"
@@ -176,7 +178,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lab", default="bench", help="the lab to use (default: %(default)s, made and removed)")
     parser.add_argument(
-        "--only", choices=["converge", "throughput", "memory", "deploys"], help="one part, on a lab that is up"
+        "--only", choices=["converge", "throughput", "memory", "deploys", "switchover"], help="one part, on a lab that is up"
     )
     parser.add_argument("--duration", type=int, default=8, help="seconds of each load (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each load (default: %(default)s)")
@@ -197,6 +199,8 @@ def main() -> int:
             print(f"  {host:<8} {name:<14} {size / 1024:7.1f} MiB")
     if arguments.only in {None, "deploys"}:
         deploys.run(lab, results.add, arguments.rate)
+    if arguments.only in {None, "switchover"}:
+        switchover(lab, results, arguments.rounds)
     if arguments.only is None:
         seconds(lab, "lab/lab", "down")
     return 1 if results.missed else 0

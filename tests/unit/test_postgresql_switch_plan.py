@@ -37,6 +37,7 @@ def node(role: str, **more: Any) -> dict[str, Any]:
         "settings_errors": [],
         "settings_pending_restart": [],
         "archiver": "off",
+        "program_replaced": False,
         "running_backups": 0,
         "oldest_transaction_seconds": 0,
         "synchronous_standby_names": "",
@@ -307,6 +308,8 @@ def test_a_rolling_restart_keeps_the_primary_for_last() -> None:
     assert (found.action, found.candidates, found.old) == ("none", [], None)
     found = plan.restart(NAMES, healthy(), everything=True)
     assert (found.candidates, found.old) == (["db2", "db3"], "db1")
+    upgraded = healthy(db3=node("standby", program_replaced=True))
+    assert plan.restart(NAMES, upgraded, everything=False).candidates == ["db3"]
     assert plan.restart(NAMES, healthy(db3=None), everything=True).action == "refuse"
     assert plan.restart(["db1"], inspected(db1=node("primary")), everything=True).action == "refuse"
 
