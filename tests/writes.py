@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -63,7 +64,7 @@ class Writes:
     def gap(self, node: str) -> float:
         """The longest time between two writes that succeeded, in seconds."""
         ends = [write.ended for write in self.told[node]]
-        return max(after - before for before, after in zip(ends, ends[1:], strict=False))
+        return max(after - before for before, after in itertools.pairwise(ends))
 
     @property
     def gaps(self) -> list[float]:
@@ -149,7 +150,7 @@ def writing(lab: Lab, run: str, nodes: Sequence[str] = ("app1", "app2")) -> Iter
 
 
 def switch_by_hand(lab: Lab, old: str, new: str) -> None:
-    """What a move costs at least: a fast stop and pg_promote, one right after the other, and the old one as a standby."""
+    """What a move costs at least: a fast stop and pg_promote, nothing in between."""
     version = lab.sql(new, "SHOW server_version_num")[:2]
     data = f"/var/lib/postgresql/{version}/main"
     program = f"/usr/lib/postgresql/{version}/bin/pg_ctl"

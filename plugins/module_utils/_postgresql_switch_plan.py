@@ -128,7 +128,9 @@ class Members:
         found = []
         for name, node in self.nodes.items():
             if node["other_managers"]:
-                found.append(f"{name} is managed by {', '.join(node['other_managers'])}, which moves the primary itself")
+                found.append(
+                    f"{name} is managed by {', '.join(node['other_managers'])}, which moves the primary itself"
+                )
         if len(self.primaries) > 1:
             found.append(f"split brain: {', '.join(self.primaries)} are primaries at the same time")
         identifiers: dict[str, list[str]] = {}
@@ -178,7 +180,9 @@ def _already(members: Members, target: str) -> Plan:
     if node is None:
         return refuse(f"{target} is the primary, but Ansible cannot reach it")
     locked = node["standby_signal"] or node["start"] == "disabled"
-    warnings = [f"{target} was about to be stopped by a move that was interrupted: that is taken back"] if locked else []
+    warnings = (
+        [f"{target} was about to be stopped by a move that was interrupted: that is taken back"] if locked else []
+    )
     rejoin = _rejoinable(members, target)
     others = [name for name in members.standbys if name != target] + rejoin
     return Plan(
@@ -204,7 +208,9 @@ def _candidate_problems(members: Members, old: str, new: str, limits: Limits) ->
     if not lags:
         found.append(f"{old} does not see {new} among those who stream from it")
     elif lags[0] is None or lags[0] > limits.max_lag_bytes:
-        found.append(f"{new} lags behind by {lags[0]} bytes, {limits.max_lag_bytes} are allowed (postgresql_max_lag_bytes)")
+        found.append(
+            f"{new} lags behind by {lags[0]} bytes, {limits.max_lag_bytes} are allowed (postgresql_max_lag_bytes)"
+        )
     if node["replay_paused"]:
         found.append(f"replay is paused on {new}: SELECT pg_wal_replay_resume()")
     if node["apply_delay_seconds"]:
@@ -258,7 +264,8 @@ def _switch(members: Members, old: str, new: str, limits: Limits) -> Plan:
         if name in members.missing or not streams:
             told = f"{name} cannot be reached" if name in members.missing else f"{name} does not stream from {old}"
             (warnings if limits.accept_missing_members else problems).append(
-                told + ("" if limits.accept_missing_members else " (postgresql_accept_missing_members=true goes without it)")
+                told
+                + ("" if limits.accept_missing_members else " (postgresql_accept_missing_members=true goes without it)")
             )
     if problems:
         return refuse(*problems, old=old, new=new)
@@ -273,7 +280,9 @@ def _resume(members: Members, target: str) -> Plan:
     """No member is a primary: an earlier move was killed between the stop and the promotion, or the primary is down."""
     silent = members.missing
     if silent:
-        return refuse(f"nobody answers as the primary, and {', '.join(silent)} cannot be reached: playbooks/failover.yml")
+        return refuse(
+            f"nobody answers as the primary, and {', '.join(silent)} cannot be reached: playbooks/failover.yml"
+        )
     newest = max((node["timeline"] or 0 for node in members.nodes.values()), default=0)
     former = [
         name
@@ -310,7 +319,9 @@ def failover(names: Sequence[str], target: str | None, inspected: Inspected) -> 
         return refuse(*problems)
     for name in members.answering:
         if target not in (None, name):
-            return refuse(f"{name} is the primary and answers: playbooks/switchover.yml moves it to {target} without a loss")
+            return refuse(
+                f"{name} is the primary and answers: playbooks/switchover.yml moves it to {target} without a loss"
+            )
         standbys = [other for other in members.standbys if other != name]
         return Plan("none", new=name, standbys=standbys, rejoin=_rejoinable(members, name))
     candidates = [name for name in members.standbys if not members.fenced(name)]
@@ -319,7 +330,10 @@ def failover(names: Sequence[str], target: str | None, inspected: Inspected) -> 
     if not candidates:
         return refuse(
             "there is no running standby to promote. Start the former primary, or restore a backup: "
-            + ", ".join(f"{name} ({'cannot be reached' if name in members.missing else _state(members, name)})" for name in names)
+            + ", ".join(
+                f"{name} ({'cannot be reached' if name in members.missing else _state(members, name)})"
+                for name in names
+            )
         )
     harmless = [name for name in members.nodes if name not in candidates and members.harmless(name)]
     fence = [name for name in members.nodes if name not in candidates + harmless]

@@ -12,14 +12,14 @@ version_added: 0.1.0
 author:
   - The Flotilla maintainers (@flotilla)
 description:
-  - Two locks are put on before the server is stopped. C(standby.signal) makes any start come up read-only, whoever starts
-    it and how. C(start.conf) says C(disabled), so that neither a boot nor C(systemctl start) nor C(pg_ctlcluster) starts
-    it at all.
+  - Two locks are put on before the server is stopped. C(standby.signal) makes any start come up read-only, whoever
+    starts it and how. C(start.conf) says C(disabled), so that neither a boot nor C(systemctl start) nor
+    C(pg_ctlcluster) starts it at all.
   - The server is stopped in fast mode, which ends all sessions. What counts is the control file, not systemd. A server
     that has written C(shut down) there and hangs on (a hung archive command, a hung standby) is killed.
   - With O(force=true) a server that does not stop in time is stopped in immediate mode, and then killed.
-  - With O(handover_token) it is the planned way. A checkpoint is made first, and the token is written into the WAL right
-    before the stop, for the standby that waits for it with M(flotilla.django.postgresql_promote).
+  - With O(handover_token) it is the planned way. A checkpoint is made first, and the token is written into the WAL
+    right before the stop, for the standby that waits for it with M(flotilla.django.postgresql_promote).
   - What cannot be carried out is taken back. When the server could not be told to stop, the locks are off again.
 attributes:
   check_mode:
@@ -297,8 +297,8 @@ class Fence:
         elif io.server_process(self.cluster.data_directory) is not None:
             if not self.params["force"]:
                 raise io.PostgresqlError(
-                    f"the server has not shut down within {self.params['stop_timeout']} s. It is locked, and accepts no "
-                    "more sessions"
+                    f"the server has not shut down within {self.params['stop_timeout']} s. It is locked, and accepts "
+                    "no more sessions"
                 )
             self.stop_whatever_it_takes(pid)
         if not primary_io.wait_gone(self.cluster, 5):

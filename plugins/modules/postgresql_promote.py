@@ -19,9 +19,10 @@ description:
   - What would be lost must be known and no more than O(max_lag_bytes). It is known from O(after_lsn) or
     O(upstream_lsn), or it is nothing with O(handover_token).
   - With O(handover_token) it waits for the primary O(handover_from) to end, while that one still serves, and promotes a
-    moment later. While it waits the token stands in C(/run/lock/flotilla-promote-VERSION-CLUSTER). The primary is put out of action by M(flotilla.django.postgresql_fence), which writes the token into
-    the WAL before it stops. The standby has then replayed the token and, as the last record, the shutdown checkpoint,
-    which is all the proof there needs to be. No host asks another one in between.
+    moment later. While it waits the token stands in C(/run/lock/flotilla-promote-VERSION-CLUSTER). The primary is put
+    out of action by M(flotilla.django.postgresql_fence), which writes the token into the WAL before it stops. The
+    standby has then replayed the token and, as the last record, the shutdown checkpoint, which is all the proof there
+    needs to be. No host asks another one in between.
   - The server is verified to accept writes on the next timeline, and a checkpoint is made, without which
     C(pg_rewind) of PostgreSQL 15 would take a diverged member for a good one.
 attributes:

@@ -180,7 +180,7 @@ node:
       description: Age of the oldest transaction of a client.
       type: int
     program_replaced:
-      description: Whether the server runs an older program than is installed, because it was not restarted after an upgrade.
+      description: Whether the server runs an older program than is installed, because it was not restarted since.
       type: bool
     archiver:
       description: V(off), V(ok), or V(failing) when the last attempt to archive a WAL file failed.

@@ -178,7 +178,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lab", default="bench", help="the lab to use (default: %(default)s, made and removed)")
     parser.add_argument(
-        "--only", choices=["converge", "throughput", "memory", "deploys", "switchover"], help="one part, on a lab that is up"
+        "--only",
+        choices=["converge", "throughput", "memory", "deploys", "switchover"],
+        help="one part, on a lab that is up",
     )
     parser.add_argument("--duration", type=int, default=8, help="seconds of each load (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each load (default: %(default)s)")

@@ -59,6 +59,7 @@ def stopped(state: str = "shut down", **more: Any) -> dict[str, Any]:
 
 
 CRASHED = node("primary", running=False, accepting=False, in_recovery=None, lsn="0/4000000")
+EMPTY = node("standby", data="absent", running=False, accepting=False)
 DOWN_STANDBY = node(
     "standby", running=False, accepting=False, in_recovery=None, upstream=None,
     database_cluster_state="shut down in recovery",
@@ -134,7 +135,6 @@ def test_a_planned_move() -> None:
 def test_a_planned_move_is_refused(members: dict[str, Any], target: str, reason: str) -> None:
     found = plan.switchover(NAMES, target, members, LIMITS)
     assert found.action == "refuse"
-
 
     assert re.search(reason, "; ".join(found.reasons)), found.reasons
 
@@ -221,7 +221,7 @@ def test_after_the_promotion_the_former_primary_is_brought_back() -> None:
         # An earlier run has put it out of action already: the proof is made again.
         (inspected(db1=stopped(), db2=node("standby"), db3=node("standby")), ["db1"], [], []),
         (inspected(db1=stopped("in production"), db2=node("standby"), db3=node("standby")), ["db1"], [], []),
-        (inspected(db1=CRASHED, db2=node("standby"), db3=node("standby", data="absent", running=False, accepting=False)),
+        (inspected(db1=CRASHED, db2=node("standby"), db3=EMPTY),
          ["db1"], [], ["db3"]),
     ],
 )  # fmt: skip

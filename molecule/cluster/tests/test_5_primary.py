@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The primary moves, planned and after its death, while Django writes: no commit is lost, nobody writes to two primaries."""
+"""The primary moves, planned and after its death, while Django writes: none of its commits is lost."""
 
 from __future__ import annotations
 
@@ -91,7 +91,9 @@ def synchronous(lab: Lab) -> Iterator[None]:
     assert back.returncode == 0, back.output[-3000:]
 
 
-@pytest.mark.parametrize("rounds", [pytest.param(1, id="once-round"), pytest.param(3, id="long", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "rounds", [pytest.param(1, id="once-round"), pytest.param(3, id="long", marks=pytest.mark.full)]
+)
 def test_the_primary_goes_round_and_no_commit_is_lost(lab: Lab, rounds: int) -> None:
     gaps, floor = [], []
     for number, target in enumerate(["db2", "db3", "db1"] * rounds):
