@@ -58,7 +58,8 @@ def judge_peers(
     node: Mapping[str, Any], peers: Mapping[str, Mapping[str, Any]], request: Request
 ) -> tuple[list[str], list[str]]:
     """Return why the peers forbid a promotion, and warnings about what the caller has accepted."""
-    forbidden, unproven = [], []
+    forbidden: list[str] = []
+    unproven: list[str] = []
     for name, answer in peers.items():
         state = answer["state"]
         if state == "primary" and name != request.handover_from:
@@ -77,7 +78,7 @@ def judge_peers(
     missing = set(request.fenced) | {request.handover_from} - {None}
     if not peers and not missing:
         unproven.append("no peers were named, so nobody was asked")
-    warnings = []
+    warnings: list[str] = []
     if unproven:
         told = f"it cannot be proven that there is no other primary: {', '.join(unproven)}"
         (warnings if "split_brain" in request.accept else forbidden).append(told)
