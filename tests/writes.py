@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import subprocess
 import tempfile
@@ -99,6 +100,11 @@ class Writes:
         )
 
 
+def _told(output: Path, number: int) -> bool:
+    """Whether a node was told at least so many times that a write had succeeded."""
+    return output.read_text().count("told ") >= number
+
+
 @contextlib.contextmanager
 def writing(lab: Lab, run: str, nodes: Sequence[str] = ("app1", "app2")) -> Iterator[Writes]:
     """Writes for the length of a with block; what came of them is complete afterwards."""
@@ -122,15 +128,12 @@ def writing(lab: Lab, run: str, nodes: Sequence[str] = ("app1", "app2")) -> Iter
             running.append((node, process))
         try:
             for node, _process in running:
-                wait_until(lambda node=node: "told 5 " in (directory / node).read_text(), 30, f"{node} writes", 0.1)
+                wait_until(functools.partial(_told, directory / node, 5), 30, f"{node} writes", 0.1)
             yield writes
             # Whatever happened, they are well in the end.
             for node, _process in running:
-                seen = (directory / node).read_text().count("told ")
-                wait_until(
-                    lambda node=node, seen=seen: (directory / node).read_text().count("told ") > seen + 5, 60,
-                    f"{node} writes again", 0.1,
-                )  # fmt: skip
+                more = (directory / node).read_text().count("told ") + 5
+                wait_until(functools.partial(_told, directory / node, more), 60, f"{node} writes again", 0.1)
         finally:
             for _node, process in running:
                 with contextlib.suppress(OSError):

@@ -256,7 +256,7 @@ def _switch(members: Members, old: str, new: str, limits: Limits) -> Plan:
     if problems:
         return refuse(*problems, old=old, new=new)
     problems = _candidate_problems(members, old, new, limits)
-    warnings = []
+    warnings: list[str] = []
     for name in members.names:
         if name in (old, new):
             continue

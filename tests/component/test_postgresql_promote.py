@@ -259,12 +259,12 @@ def test_a_restart_of_the_primary_is_no_hand_over(pair: Pair, run_module: Run) -
 
 def test_a_waiting_run_is_called_off(pair: Pair, run_module: Run) -> None:
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        waiting = pool.submit(subprocess.run, *waiting_process(pair))
+        waiting = pool.submit(wait_for_the_token, pair)
         lock = Path(f"/run/lock/flotilla-promote-{VERSION}-{pair.db2.base.name}-db2")
         wait(lambda: lock.exists() and lock.read_text())
         second = run_module("postgresql_promote", pair.handover())
         ended = run_module("postgresql_promote", pair.db2.options(state="called_off"))
-        assert waiting.result().returncode == -signal.SIGKILL
+        assert waiting.result() == -signal.SIGKILL
     assert second["failed"]
     assert "another run waits" in second["msg"]
     assert (ended["called_off"], ended["role"]) == (True, "standby")
@@ -280,10 +280,11 @@ def test_a_waiting_run_is_called_off(pair: Pair, run_module: Run) -> None:
     assert pair.db1.start_conf.read_text() == "# comment\nauto\n"
 
 
-def waiting_process(pair: Pair) -> tuple[list[str]]:
+def wait_for_the_token(pair: Pair) -> int:
+    """How the module's process ends."""
     arguments = json.dumps({"ANSIBLE_MODULE_ARGS": pair.handover()})
     module = "ansible_collections.flotilla.django.plugins.modules.postgresql_promote"
-    return ([sys.executable, "-m", module, arguments],)
+    return subprocess.run([sys.executable, "-m", module, arguments], capture_output=True, check=False).returncode
 
 
 def test_after_a_crash_the_standby_says_what_is_lost(pair: Pair, run_module: Run) -> None:
