@@ -78,6 +78,12 @@ class Members:
             return any(answer["state"] == "primary" for answer in self.answers(name).values())
         return bool(node["running"] and node["role"] == "primary" and (node["accepting"] or not node["standby_signal"]))
 
+    def timeline(self, name: str) -> int | None:
+        """Return the timeline of a member, from its peers where it cannot be reached."""
+        if name in self.nodes:
+            return self.nodes[name]["timeline"]
+        return max((answer.get("timeline") or 0 for answer in self.answers(name).values()), default=0) or None
+
     @property
     def answering(self) -> list[str]:
         """Primaries that somebody got an answer from: one that hangs is not among them."""
@@ -132,7 +138,11 @@ class Members:
                     f"{name} is managed by {', '.join(node['other_managers'])}, which moves the primary itself"
                 )
         if len(self.primaries) > 1:
-            found.append(f"split brain: {', '.join(self.primaries)} are primaries at the same time")
+            told = ", ".join(f"{name} (timeline {self.timeline(name) or 'not known'})" for name in self.primaries)
+            found.append(
+                f"split brain: {told} are primaries at the same time. The one on the newest timeline was promoted last; the "
+                "other one is put out of action, and brought back, by playbooks/rejoin.yml"
+            )
         identifiers: dict[str, list[str]] = {}
         for name, node in self.nodes.items():
             if node["system_identifier"]:

@@ -102,7 +102,7 @@ def test_a_planned_move() -> None:
     [
         (healthy(), "db9", "got 'db9', wants one of db1, db2, db3"),
         (healthy(), "", "got '', wants"),
-        (healthy(db3=node("primary")), "db2", "split brain: db1, db3 are primaries at the same time"),
+        (healthy(db3=node("primary")), "db2", r"split brain: db1 \(timeline 3\), db3 \(timeline 3\) are primaries at the same time"),
         (healthy(db3="primary"), "db2", "split brain"),  # Ansible does not reach it, but its peers hear it
         (healthy(db3=node("standby", other_managers=["Patroni"])), "db2", "db3 is managed by Patroni"),
         (healthy(db2=node("standby", system_identifier="8")), "db2", "different clusters"),
