@@ -67,6 +67,24 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Any] | None, dict[str, str]]] =
         {"db1": "run", "db2": "run", "db3": "run"},
     ),
     (
+        "put out of action by a move of the primary",
+        {"db1": stopped("standby", start="disabled"), "db2": primary(timeline=2), "db3": standby(timeline=2)},
+        None,
+        {"db1": "leave_stopped", "db2": "run", "db3": "run"},
+    ),
+    (
+        "a move was interrupted before the promotion",
+        {"db1": stopped("standby", start="disabled"), "db2": lonely(), "db3": lonely()},
+        None,
+        {"db1": "refuse", "db2": "refuse", "db3": "refuse"},
+    ),
+    (
+        "a move was interrupted before the stop",
+        {"db1": primary(start="disabled"), "db2": standby(), "db3": standby()},
+        None,
+        {"db1": "run", "db2": "run", "db3": "run"},
+    ),
+    (
         "promoted by hand, the old primary is stopped",
         {"db1": stopped("primary"), "db2": primary(timeline=2), "db3": standby(timeline=2)},
         None,
