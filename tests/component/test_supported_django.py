@@ -44,6 +44,26 @@ assert caches["sessions"].get("anything") is None, "nobody listens: a miss, not 
 print("OK", django.VERSION)
 """
 
+PATIENCE = """
+import threading, time
+import django
+django.setup()
+from django.db import OperationalError, connections
+from django.contrib.auth.models import User
+begun = time.monotonic()
+try:
+    User.objects.count()
+except OperationalError as error:
+    waited = time.monotonic() - begun
+    assert 2.5 < waited < 8, waited
+begun = time.monotonic()
+try:
+    User.objects.count()
+except OperationalError as error:
+    assert time.monotonic() - begun < 1, "waits again although it was in vain"
+    print("OK", django.VERSION)
+"""
+
 
 def run(*command: str, cwd: Path, **environment: str) -> str:
     done = subprocess.run(
@@ -97,3 +117,11 @@ def test_router_and_cache(project: Path) -> None:
     )
 
     assert "OK" in run(".venv/bin/python", "-c", ROUTER, cwd=project, **environment)
+
+
+def test_connections_wait_a_moment_for_a_primary(project: Path) -> None:
+    environment = variables(
+        project, CLUSTER_SECRET_KEY="k", CLUSTER_DATABASE_HOSTS="127.0.0.1,127.0.0.1", CLUSTER_DATABASE_PORT="9"
+    )
+
+    assert "OK" in run(".venv/bin/python", "-c", PATIENCE, cwd=project, **environment)

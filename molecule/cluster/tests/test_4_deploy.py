@@ -246,7 +246,7 @@ def test_a_failure_can_stop_the_deploy_where_it_is(lab: Lab, user: str, tmp_path
 
 def test_a_slow_request_is_waited_for_and_shown_and_haproxy_may_be_reloaded(lab: Lab, user: str) -> None:
     """The first node drains for as long as its slow request takes; meanwhile somebody reloads a balancer."""
-    mix = {"plain": 6, "session": 2, "post": 1, "slow": 3}
+    mix = {"plain": 6, "session": 2, "post": 1, "slow": 0.4}
     with (
         running(lab.load(user, rate=15, seconds=300, mix=mix, slow_seconds=9, deadline=30)) as load,
         lab.background("-e", "django_version=reloaded", playbook=DEPLOY) as deploy,

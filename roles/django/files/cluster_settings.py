@@ -24,6 +24,7 @@ CLUSTER_USE_X_FORWARDED_HOST  1: believe X-Forwarded-Host
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -231,6 +232,13 @@ def _cluster_settings() -> dict[str, Any]:
     settings["SECRET_KEY_FALLBACKS"] = json.loads(_text("SECRET_KEY_FALLBACKS", "[]"))
 
     settings["DATABASES"] = _databases(dict(project.get("DATABASES") or {}))
+    # Without a driver there is nothing to change, and Django says so itself when it connects.
+    if (
+        not building
+        and importlib.util.find_spec("django")
+        and any(map(importlib.util.find_spec, ("psycopg", "psycopg2")))
+    ):
+        importlib.import_module("cluster_database").be_patient()
     if _flag("REPLICA_ROUTER"):
         settings["DATABASE_ROUTERS"] = [*(project.get("DATABASE_ROUTERS") or []), "cluster_router.ReplicaRouter"]
         settings["CLUSTER_REPLICA_ROUTER"] = True
