@@ -311,7 +311,8 @@ FROM pg_stat_wal_receiver
 _DOWNSTREAMS = """
 SELECT application_name AS name, host(client_addr) AS address, state, sync_state, replay_lsn::text AS replay_lsn,
        pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END,
-                       replay_lsn)::bigint AS lag_bytes
+                       replay_lsn)::bigint AS lag_bytes,
+       extract(epoch FROM clock_timestamp() - reply_time)::int AS silent_seconds
 FROM pg_stat_replication ORDER BY application_name
 """
 

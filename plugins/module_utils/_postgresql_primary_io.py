@@ -11,7 +11,7 @@ import pwd
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from ansible_collections.flotilla.django.plugins.module_utils import _postgresql
 from ansible_collections.flotilla.django.plugins.module_utils import _postgresql_wal_plan as wal
 
 POLL = 0.02
+# Stands in the file of a process that waits, from the moment on in which it can't be called off any more.
+PROMOTING = "promoting"
 
 
 def clock() -> float:
@@ -168,8 +170,11 @@ def _start_lines(cluster: io.Cluster) -> list[str]:
 
 
 @contextlib.contextmanager
-def waiting_lock(cluster: io.Cluster, token: str) -> Iterator[None]:
-    """Say in a file that this process waits for a token to promote the server, so that another can call it off."""
+def waiting_lock(cluster: io.Cluster, token: str) -> Iterator[Callable[[], None]]:
+    """Say in a file that this process waits for a token to promote the server, so that another can call it off.
+
+    Yields what is to be called right before the promotion is begun.
+    """
     path = waiting_file(cluster)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -181,8 +186,12 @@ def waiting_lock(cluster: io.Cluster, token: str) -> Iterator[None]:
             ) from error
         os.truncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n{token}\n".encode())
+
+        def promoting() -> None:
+            os.write(descriptor, f"{PROMOTING}\n".encode())
+
         try:
-            yield
+            yield promoting
         finally:
             os.truncate(descriptor, 0)
     finally:
@@ -194,11 +203,14 @@ def waiting_file(cluster: io.Cluster) -> Path:
     return Path("/run/lock") / f"flotilla-promote-{cluster.version}-{cluster.name}"
 
 
-def call_off(cluster: io.Cluster) -> bool:
-    """End a process that waits to promote this server, and return when it is gone for sure. Tells if there was one."""
+def call_off(cluster: io.Cluster) -> tuple[bool, bool]:
+    """End a process that waits to promote this server, and return when it is gone for sure.
+
+    Returns whether there was one, and whether one has begun the promotion: then it may be completed at any time.
+    """
     path = waiting_file(cluster)
     if not path.exists():
-        return False
+        return False, False
     descriptor = os.open(path, os.O_RDWR)
     try:
         found = False
@@ -214,7 +226,10 @@ def call_off(cluster: io.Cluster) -> bool:
                     send(int(path.read_text().partition("\n")[0]), signal.SIGKILL)
                 time.sleep(0.05)
             else:
-                return found
+                # Who was killed leaves the file as it was, so what it says is what it had come to.
+                begun = PROMOTING in path.read_text().splitlines()
+                os.truncate(descriptor, 0)
+                return found, begun
     finally:
         os.close(descriptor)
 
@@ -261,10 +276,36 @@ class Handover:
         return wal.ends_with_shutdown(wal.records(lines), self.token)
 
 
+_STANDBY = """
+SELECT state, extract(epoch FROM clock_timestamp() - reply_time)::int AS silent_seconds,
+       pg_wal_lsn_diff(pg_current_wal_flush_lsn(), replay_lsn)::bigint AS lag_bytes
+FROM pg_stat_replication WHERE application_name = %s
+"""
+
+
+def wait_for_standby(connection: Any, name: str, max_lag_bytes: int, seconds: float) -> None:
+    """Return when a standby streams, answers and has nearly everything."""
+    deadline = clock() + seconds
+    while True:
+        row = connection.execute(_STANDBY, (name,)).fetchone() or {"state": "not connected", "lag_bytes": None}
+        good = row["state"] == "streaming" and (row["silent_seconds"] or 0) <= 5
+        if good and row["lag_bytes"] is not None and row["lag_bytes"] <= max_lag_bytes:
+            return
+        if clock() > deadline:
+            told = ", ".join(f"{key}: {value}" for key, value in row.items())
+            raise io.PostgresqlError(f"{name} is not ready to take over ({told}). Nothing was changed")
+        time.sleep(0.1)
+
+
 def promote(connection: Any, seconds: float) -> bool:
     """Promote and wait. False: it is still under way, and may be completed later."""
-    deadline = clock() + seconds
     connection.execute("SELECT pg_promote(false)")
+    return wait_for_promotion(connection, seconds)
+
+
+def wait_for_promotion(connection: Any, seconds: float) -> bool:
+    """Wait until a promotion that was begun is completed."""
+    deadline = clock() + seconds
     while clock() < deadline:
         if not connection.execute("SELECT pg_is_in_recovery() AS value").fetchone()["value"]:
             return True

@@ -15,6 +15,9 @@ from typing import Any
 
 from ansible_collections.flotilla.django.plugins.module_utils import _postgresql_wal_plan as wal
 
+# A standby tells it every second (wal_receiver_status_interval of the role).
+MAX_SILENT_SECONDS = 5
+
 Inspected = Mapping[str, Mapping[str, Any]]
 
 
@@ -140,8 +143,8 @@ class Members:
         if len(self.primaries) > 1:
             told = ", ".join(f"{name} (timeline {self.timeline(name) or 'not known'})" for name in self.primaries)
             found.append(
-                f"split brain: {told} are primaries at the same time. The one on the newest timeline was promoted last; the "
-                "other one is put out of action, and brought back, by playbooks/rejoin.yml"
+                f"split brain: {told} are primaries at the same time. The one on the newest timeline was promoted last; "
+                "the other one is put out of action, and brought back, by playbooks/rejoin.yml"
             )
         identifiers: dict[str, list[str]] = {}
         for name, node in self.nodes.items():
@@ -214,12 +217,15 @@ def _candidate_problems(members: Members, old: str, new: str, limits: Limits) ->
     upstream = node["upstream"] or {}
     if upstream.get("status") != "streaming" or upstream.get("timeline") != primary["timeline"]:
         found.append(f"{new} does not stream from {old} (its receiver: {upstream.get('status') or 'none'})")
-    lags = [row["lag_bytes"] for row in primary["downstreams"] if row["name"] == new]
-    if not lags:
+    seen = [row for row in primary["downstreams"] if row["name"] == new]
+    if not seen:
         found.append(f"{old} does not see {new} among those who stream from it")
-    elif lags[0] is None or lags[0] > limits.max_lag_bytes:
+    elif (seen[0]["silent_seconds"] or 0) > MAX_SILENT_SECONDS:
+        found.append(f"{new} has not told {old} for {seen[0]['silent_seconds']} s what it has received")
+    if seen and (seen[0]["lag_bytes"] is None or seen[0]["lag_bytes"] > limits.max_lag_bytes):
         found.append(
-            f"{new} lags behind by {lags[0]} bytes, {limits.max_lag_bytes} are allowed (postgresql_max_lag_bytes)"
+            f"{new} lags behind by {seen[0]['lag_bytes']} bytes, {limits.max_lag_bytes} are allowed "
+            "(postgresql_max_lag_bytes)"
         )
     if node["replay_paused"]:
         found.append(f"replay is paused on {new}: SELECT pg_wal_replay_resume()")

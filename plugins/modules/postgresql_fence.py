@@ -63,6 +63,11 @@ options:
     description: >-
       Written into the WAL before the stop. 8 to 64 letters and digits. The server must be a primary that answers.
     type: str
+  handover_to:
+    description: >-
+      Name (C(application_name)) of the standby that waits for the token. The server is stopped only when it sees it
+      stream and answer, no more than 1 MiB behind; until then, for up to 10 seconds, it serves.
+    type: str
   force:
     description: Stop it whatever it takes. Otherwise only in order.
     type: bool
@@ -177,6 +182,8 @@ from ansible_collections.flotilla.django.plugins.module_utils import _postgresql
 
 # How long a server whose control file says "shut down" may take to send the rest of its WAL and end.
 LINGER = 3.0
+# What a standby must still receive and replay when nobody can write any more costs time, so it must be little.
+MAX_LAG_BYTES = 1024 * 1024
 
 
 def argument_spec() -> dict[str, Any]:
@@ -188,6 +195,7 @@ def argument_spec() -> dict[str, Any]:
         "port": {"type": "int", "default": 5432},
         "socket_directory": {"type": "path", "default": "/var/run/postgresql"},
         "handover_token": {"type": "str", "no_log": False},  # unique, not secret
+        "handover_to": {"type": "str"},
         "force": {"type": "bool", "default": False},
         "stop_timeout": {"type": "int", "default": 30},
         "checkpoint_timeout": {"type": "int", "default": 300},
@@ -273,6 +281,8 @@ class Fence:
                 connection.execute(f"SET statement_timeout = '{int(self.params['checkpoint_timeout'])}s'")
                 connection.execute("CHECKPOINT")
                 self.seconds["checkpoint"] = round(primary_io.clock() - began, 3)
+                if self.params["handover_to"]:
+                    primary_io.wait_for_standby(connection, self.params["handover_to"], MAX_LAG_BYTES, 10)
                 before = primary_io.locks(self.cluster)
                 try:
                     primary_io.lock(self.cluster)
@@ -337,6 +347,7 @@ def main() -> None:
         argument_spec=argument_spec(),
         supports_check_mode=True,
         required_together=[("replication_user", "replication_password")],
+        required_by={"handover_to": ("handover_token",)},
     )
     if module.params["peers"] and not module.params["replication_user"]:
         module.fail_json(msg="peers can only be asked with replication_user and replication_password")

@@ -40,7 +40,7 @@ options:
     description:
       - V(promoted) makes the standby the primary.
       - V(called_off) ends a run that waits with O(handover_token) on this host. When this returns, the standby will
-        not be promoted by it any more; RV(node) says whether it was already.
+        not be promoted by it any more, unless it says RV(promotion_pending). RV(role) says whether it was already.
     type: str
     choices: [promoted, called_off]
     default: promoted
@@ -350,7 +350,12 @@ class Promotion:
 
     def call_off(self) -> None:
         if not self.module.check_mode:
-            self.result["called_off"] = self.result["changed"] = primary_io.call_off(self.cluster)
+            found, promoting = primary_io.call_off(self.cluster)
+            self.result["called_off"] = self.result["changed"] = found
+            if promoting:
+                with io.connect(self.cluster) as connection:
+                    pending = not primary_io.wait_for_promotion(connection, self.params["promote_timeout"])
+                    self.result["promotion_pending"] = pending
         node = io.read_node(self.cluster)
         self.result.update(node=node, role=node["role"], timeline=node["timeline"])
 
@@ -392,7 +397,7 @@ class Promotion:
         deadline = began + self.params["handover_timeout"]
         watch = primary_io.Handover(connection=connection, cluster=self.cluster, token=self.params["handover_token"],
                                     since=self.params["since_lsn"])  # fmt: skip
-        with primary_io.waiting_lock(self.cluster, self.params["handover_token"]):
+        with primary_io.waiting_lock(self.cluster, self.params["handover_token"]) as promoting:
             while (shutdown := watch.look()) is None:
                 if primary_io.clock() > deadline:
                     what = "its shutdown" if watch.message else "its message"
@@ -405,6 +410,7 @@ class Promotion:
             if primary_io.clock() > deadline:
                 raise io.PostgresqlError("the hand-over came too late. Nothing was promoted")
             self.seconds["handover"] = round(primary_io.clock() - began, 3)
+            promoting()
             self.promote(connection)
         self.result.update(shutdown_checkpoint_lsn=shutdown, replay_lsn=watch.replay, receive_lsn=watch.replay,
                            lag_bytes=0)  # fmt: skip

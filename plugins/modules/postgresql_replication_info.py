@@ -230,6 +230,9 @@ node:
         lag_bytes:
           description: How many bytes they have not replayed yet, seen from here.
           type: int
+        silent_seconds:
+          description: How long ago they last said what they have.
+          type: int
     slots:
       description: Replication slots by name.
       type: dict

@@ -14,6 +14,10 @@ LIMITS = plan.Limits()
 END = "0/5000100"
 
 
+def downstream(name: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "state": "streaming", "lag_bytes": 0, "silent_seconds": 0, **more}
+
+
 def node(role: str, **more: Any) -> dict[str, Any]:
     standby = role == "standby"
     return {
@@ -42,9 +46,7 @@ def node(role: str, **more: Any) -> dict[str, Any]:
         "oldest_transaction_seconds": 0,
         "synchronous_standby_names": "",
         "upstream": {"status": "streaming", "timeline": 3} if standby else None,
-        "downstreams": []
-        if standby
-        else [{"name": name, "state": "streaming", "lag_bytes": 0} for name in ("db2", "db3")],
+        "downstreams": [] if standby else [downstream("db2"), downstream("db3")],
         "other_managers": [],
         **more,
     }
@@ -102,7 +104,7 @@ def test_a_planned_move() -> None:
     [
         (healthy(), "db9", "got 'db9', wants one of db1, db2, db3"),
         (healthy(), "", "got '', wants"),
-        (healthy(db3=node("primary")), "db2", r"split brain: db1 \(timeline 3\), db3 \(timeline 3\) are primaries at the same time"),
+        (healthy(db3=node("primary")), "db2", r"split brain: db1 \(timeline 3\), db3 \(timeline 3\) are primaries"),
         (healthy(db3="primary"), "db2", "split brain"),  # Ansible does not reach it, but its peers hear it
         (healthy(db3=node("standby", other_managers=["Patroni"])), "db2", "db3 is managed by Patroni"),
         (healthy(db2=node("standby", system_identifier="8")), "db2", "different clusters"),
@@ -124,7 +126,11 @@ def test_a_planned_move() -> None:
         (healthy(db3=None), "db2", "db3 cannot be reached.*postgresql_accept_missing_members"),
         (healthy(db1=node("primary", downstreams=[])), "db2", "db1 does not see db2.*db3 does not stream"),
         (
-            healthy(db1=node("primary", downstreams=[{"name": "db2", "state": "streaming", "lag_bytes": 2**25}])),
+            healthy(db1=node("primary", downstreams=[downstream("db2", silent_seconds=6)])),
+            "db2", "db2 has not told db1 for 6 s",
+        ),
+        (
+            healthy(db1=node("primary", downstreams=[downstream("db2", lag_bytes=2**25)])),
             "db2", "db2 lags behind by 33554432 bytes",
         ),
         (inspected(db1=CRASHED, db2=node("standby"), db3=node("standby")), "db2", "playbooks/failover.yml"),
