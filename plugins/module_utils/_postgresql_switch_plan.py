@@ -143,8 +143,8 @@ class Members:
         if len(self.primaries) > 1:
             told = ", ".join(f"{name} (timeline {self.timeline(name) or 'not known'})" for name in self.primaries)
             found.append(
-                f"split brain: {told} are primaries at the same time. The one on the newest timeline was promoted last; "
-                "the other one is put out of action, and brought back, by playbooks/rejoin.yml"
+                f"split brain: {told} are primaries at the same time. The one on the newest timeline was promoted "
+                "last; the other one is put out of action, and brought back, by playbooks/rejoin.yml"
             )
         identifiers: dict[str, list[str]] = {}
         for name, node in self.nodes.items():

@@ -129,7 +129,7 @@ REFUSALS = {
     "paused-replay": (
         (), "psql -c 'SELECT pg_wal_replay_pause()'", "psql -c 'SELECT pg_wal_replay_resume()'", "replay is paused on",
     ),
-    "wrong-password": (("-e", "postgresql_replication_password=wrong-and-long-enough-for-a-secret"), "", "", "does not let"),
+    "wrong-password": (("-e", "postgresql_replication_password=wrong-but-long-enough"), "", "", "does not let"),
     "disk-full": (("-e", "postgresql_min_free_mb=1000000000"), "", "", "MiB free, wants 1000000000"),
 }  # fmt: skip
 
