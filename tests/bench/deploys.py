@@ -381,7 +381,7 @@ def sizes(lab: Lab, add: Add, before: str) -> None:
     print(flush=True)
     for size in found:
         each = size.switch / size.nodes
-        add(f"deploy: seconds for each of {size.nodes} nodes", f"{size.switch:.1f} s / {size.nodes}", f"{each:.1f}",
+        add(f"deploy: seconds for a node, {size.nodes} of them", f"{size.switch:.1f} s / {size.nodes}", f"{each:.1f}",
             each <= NODE_LIMIT)  # fmt: skip
     # With all that is done on every node beside the switch: staging at the same time must cost nearly nothing.
     one, three = found[0], found[2]
