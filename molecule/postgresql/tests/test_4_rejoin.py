@@ -198,7 +198,7 @@ def test_killed_at_any_step_and_run_again_it_goes_on(tier: Tier, task: str) -> N
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     # The module on the host may live on for a moment, and holds the lock of the directory until it ends.
-    tier.lab.ssh(old, "while pgrep -f AnsiballZ_postgresql >/dev/null; do sleep 0.2; done")
+    tier.lab.ssh(old, "for _ in $(seq 300); do pgrep -f '[A]nsiballZ_' >/dev/null || exit 0; sleep 0.2; done; exit 1")
     recap = rejoin(tier, old)
     assert recap.returncode == 0, recap.output
     check_all_have_the_same(tier, new)
