@@ -31,6 +31,7 @@ from ansible_collections.flotilla.django.plugins.module_utils import _postgresql
 _SEGMENT = re.compile(r"[0-9A-F]{24}")
 _COMMON = re.compile(r"rewinding from last common checkpoint at ([0-9A-F]+/[0-9A-F]+) on timeline (\d+)")
 PAGE = 8192
+LONG_HEADER = 40  # of the first page of a WAL file
 
 
 class DamagedError(io.PostgresqlError):
@@ -305,7 +306,8 @@ def _complete_wal(data: Path, cluster: io.Cluster, divergence: int) -> None:
     before = plan.segment_name(0, divergence, size)[8:]
     present = {file.name[8:] for file in (work / "pg_wal").iterdir()}
     _put_wal(data, lambda name: name[8:] < before and name[8:] not in present)
-    first, last = wal.lsn(match[1]) // size, (local.position - 1) // size
+    # An idle primary's end may be the place of the next record, behind the header of a file that is not there yet.
+    first, last = wal.lsn(match[1]) // size, (local.position - LONG_HEADER - 1) // size
     found = {file.name[8:] for file in _segments(work, first, last, size)}
     missing = [
         name for number in range(first, last + 1)
