@@ -116,10 +116,11 @@ def server_process(data_directory: Path) -> int | None:
     """Return the process id of the server that runs on this data directory."""
     try:
         pid = int((data_directory / "postmaster.pid").read_text().split("\n", 1)[0])
-        name = Path(f"/proc/{pid}/comm").read_text().strip()
+        # 123 (postgres) S ...: one that has ended and was not yet waited for (Z) writes nothing any more.
+        name, _end, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
     except (OSError, ValueError):
         return None
-    return pid if name.startswith(("postgres", "postmaster")) else None
+    return pid if name.startswith(("postgres", "postmaster")) and not rest.strip().startswith("Z") else None
 
 
 def program_replaced(pid: int) -> bool:

@@ -87,14 +87,27 @@ def is_shut_down(control: dict[str, str]) -> bool:
     return control.get("Database cluster state") in ("shut down", "shut down in recovery")
 
 
-def waldump(cluster: io.Cluster, timeline: int, start: str, end: str | None, *options: str) -> tuple[list[str], str]:
+def waldump(
+    cluster: io.Cluster, control: dict[str, str], timeline: int, start: str, end: str | None, *options: str
+) -> tuple[list[str], str]:
     """Return what pg_waldump lists and what it complains about: at the end of the WAL it always does."""
-    command = [cluster.program("pg_waldump"), "--path", str(cluster.data_directory / "pg_wal")]
+    directory = cluster.data_directory / "pg_wal"
+    size = int(control["Bytes per WAL segment"])
+    stop = None if end is None else wal.lsn(end)
+    named = wal.segments((path.name for path in directory.iterdir()), timeline, wal.lsn(start), stop, size)
+    if named is None:
+        return [], "the WAL file is not there"
+    command = [cluster.program("pg_waldump"), "--path", str(directory)]
     command += ["--timeline", str(timeline), "--start", start, *options]
     if end is not None:
         command += ["--end", end]
     result = subprocess.run(
-        command, env={"LC_ALL": "C", "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=120, check=False
+        [*command, *named],
+        env={"LC_ALL": "C", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     return result.stdout.splitlines(), result.stderr.strip()
 
@@ -104,7 +117,7 @@ def end_of_wal(cluster: io.Cluster, control: dict[str, str]) -> str | None:
     timeline = int(control.get("Latest checkpoint's TimeLineID") or 0)
     start = control.get("Latest checkpoint's REDO location") or ""
     try:
-        _lines, error = waldump(cluster, timeline, start, None, "--quiet")
+        _lines, error = waldump(cluster, control, timeline, start, None, "--quiet")
     except (subprocess.TimeoutExpired, OSError):
         return None
     return wal.end_of_wal(error)
@@ -241,6 +254,7 @@ class Handover:
         self.cluster = cluster
         self.connection = connection
         self.token = wal.check_token(token)
+        self.control = io.control_data(cluster)
         state = self.state()
         self.scanned = since or state["replay_lsn"]
         self.timeline = self._timeline()
@@ -267,12 +281,14 @@ class Handover:
         """Return the position of the shutdown checkpoint when all of the primary's WAL has been replayed."""
         self.replay = self.state()["replay_lsn"]
         if self.message is None and wal.lsn(self.replay) > wal.lsn(self.scanned):
-            lines, _error = waldump(self.cluster, self.timeline, self.scanned, self.replay, "--rmgr", "LogicalMessage")
+            lines, _error = waldump(
+                self.cluster, self.control, self.timeline, self.scanned, self.replay, "--rmgr", "LogicalMessage"
+            )
             self.message = wal.message_at(wal.records(lines), self.token)
             self.scanned = self.replay
         if self.message is None:
             return None
-        lines, _error = waldump(self.cluster, self.timeline, self.message, self.replay)
+        lines, _error = waldump(self.cluster, self.control, self.timeline, self.message, self.replay)
         return wal.ends_with_shutdown(wal.records(lines), self.token)
 
 

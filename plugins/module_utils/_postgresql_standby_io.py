@@ -111,10 +111,14 @@ def read_local(cluster: io.Cluster) -> tuple[plan.Local, Path]:
     return local, place
 
 
-def holds_record(cluster: io.Cluster, place: Path, timeline: int, lsn: int) -> bool:
+def holds_record(cluster: io.Cluster, place: Path, local: plan.Local, lsn: int) -> bool:
     """Tell whether the WAL has a valid record at this location or behind it."""
-    command = [cluster.program("pg_waldump"), "--path", str(place / "pg_wal"), "--timeline", str(timeline)]
-    command += ["--start", wal.lsn_text(lsn), "--limit", "1"]
+    files = (path.name for path in (place / "pg_wal").iterdir())
+    named = wal.segments(files, local.timeline, lsn, None, local.segment_size)
+    if named is None:
+        return False
+    command = [cluster.program("pg_waldump"), "--path", str(place / "pg_wal"), "--timeline", str(local.timeline)]
+    command += ["--start", wal.lsn_text(lsn), "--limit", "1", *named]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **clone_io.as_owner())
     if result.returncode == 0 or result.stdout.strip():
         return True
@@ -170,7 +174,7 @@ def gather(
     if local.interrupted:
         return plan.Evidence()
     if limit is not None and relation.ancestor == local.timeline:
-        past = holds_record(cluster, place, local.timeline, limit)
+        past = holds_record(cluster, place, local, limit)
     beyond = limit is not None and (relation.ancestor != local.timeline or local.position > limit)
     if beyond or not local.position:
         return plan.Evidence(past)
@@ -253,6 +257,21 @@ def _run_rewind(cluster: io.Cluster, work: Path, source: clone_io.Source, timeou
     if result.returncode != 0:
         raise DamagedError(f"pg_rewind ended with {result.returncode}: {output}")
     return output
+
+
+def _require_wal(source: clone_io.Source, described: plan.Source, divergence: int) -> None:
+    """See that the primary still has its WAL from the divergence on, with which the rewound server catches up."""
+    after = [timeline for timeline, switch in described.history if switch > divergence]
+    connection = clone_io.ReplicationConnection(source)
+    try:
+        connection.read_wal([*after, described.timeline][0], divergence, divergence + 1)
+    except io.PostgresqlError as error:
+        raise DamagedError(
+            f"the primary does not keep its WAL from {wal.lsn_text(divergence)} on any more, which a rewound server "
+            f"needs: {error}"
+        ) from error
+    finally:
+        connection.close()
 
 
 def _segments(work: Path, first: int, last: int, size: int) -> list[Path]:
@@ -351,6 +370,7 @@ def rewind(
             match = _COMMON.search(told)
             if match is None:
                 raise DamagedError(f"pg_rewind sees no need, where the WAL shows one: {told}")
+            _require_wal(source, described, divergence)
             local, _place = read_local(cluster)
             _save_wal(data, wal.lsn(match[1]), local, attempt)
         except BaseException:

@@ -29,11 +29,7 @@ def auto_conf(content: str) -> str:
     return "".join(line for line in content.splitlines(keepends=True) if not _OWN.match(line))
 
 
-def segment_name(timeline: int, lsn: int, segment_size: int) -> str:
-    """Return the name of the WAL file that holds a location."""
-    per_id = 0x100000000 // segment_size
-    number = lsn // segment_size
-    return f"{timeline:08X}{number // per_id:08X}{number % per_id:08X}"
+segment_name = wal.segment_name
 
 
 History = tuple[tuple[int, int], ...]

@@ -11,7 +11,7 @@ that was ever acknowledged, and knows that nothing can follow: without asking an
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 MESSAGE_PREFIX = "flotilla_handover"
@@ -21,6 +21,7 @@ _RECORD = re.compile(
 )
 _MESSAGE = re.compile(r'^MESSAGE .*prefix "(?P<prefix>[^"]*)"; payload \(\d+ bytes\): (?P<payload>[0-9A-F ]*)')
 _POSITION = re.compile(r"\b([0-9A-F]{1,8}/[0-9A-F]{1,8})\b")
+_SEGMENT = re.compile(r"[0-9A-F]{24}")
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{8,64}")
 
 
@@ -46,6 +47,28 @@ def latest(*positions: str | None) -> str | None:
     """Return the greatest of the positions that are there."""
     known = [position for position in positions if position]
     return max(known, key=lsn) if known else None
+
+
+def segment_name(timeline: int, position: int, segment_size: int) -> str:
+    """Return the name of the WAL file that holds a position."""
+    per_id = 0x100000000 // segment_size
+    number = position // segment_size
+    return f"{timeline:08X}{number // per_id:08X}{number % per_id:08X}"
+
+
+def segments(
+    files: Iterable[str], timeline: int, start: int, end: int | None, segment_size: int
+) -> tuple[str, str] | None:
+    """Return the first and the last WAL file for pg_waldump, None where the first is not there.
+
+    Not named, it takes any file to find out the size of segments: one that was made in advance and is still full of
+    zeros ends it.
+    """
+    first = segment_name(timeline, start, segment_size)
+    there = sorted(name for name in files if _SEGMENT.fullmatch(name) and name.startswith(f"{timeline:08X}"))
+    if first not in there:
+        return None
+    return first, there[-1] if end is None else segment_name(timeline, end - 1, segment_size)
 
 
 def check_token(token: str) -> str:

@@ -306,6 +306,26 @@ def test_where_the_wal_ends(error: str, position: str | None) -> None:
     assert wal.end_of_wal(error) == position
 
 
+SEGMENT = 16 * 1024 * 1024
+FILES = ["000000020000000000000001", "000000030000000000000002", "000000030000000000000001", "00000003.history"]
+
+
+@pytest.mark.parametrize(
+    ("timeline", "start", "end", "expected"),
+    [
+        (3, "0/1000028", None, (FILES[2], FILES[1])),
+        (3, "0/1000028", "0/1FFFFF8", (FILES[2], FILES[2])),
+        (3, "0/1000028", "0/2000000", (FILES[2], FILES[2])),  # ends with the segment
+        (3, "0/1000028", "0/2000028", (FILES[2], FILES[1])),
+        (2, "0/1000028", None, (FILES[0], FILES[0])),
+        (3, "0/3000028", None, None),
+    ],
+)
+def test_the_wal_files_are_named(timeline: int, start: str, end: str | None, expected: tuple[str, str] | None) -> None:
+    stop = wal.lsn(end) if end else None
+    assert wal.segments(FILES, timeline, wal.lsn(start), stop, SEGMENT) == expected
+
+
 def test_positions() -> None:
     assert wal.lsn("1/0") == 1 << 32
     assert wal.lsn(None) == 0
