@@ -344,13 +344,14 @@ class Run:
         clone_io.make_standby(self.data)
         if decision.trim and self.relation.divergence is not None:
             standby_io.trim(self.data, local, self.relation.divergence)
-        self._hold_wal(renew=False)
+        self._hold_wal()
 
     def _rewind(self, decision: plan.Decision) -> None:
         assert self.described is not None  # a rewind is never decided without a primary
         timeline, timeout = self.described.timeline, self.params["timeout"]
+        # Before the checkpoint, which removes WAL that nobody holds.
+        self._hold_wal()
         standby_io.checkpoint(self.source, timeline, always=False, timeout=timeout)
-        self._hold_wal(renew=True)
         config_file = f"/etc/postgresql/{self.cluster.version}/{self.cluster.name}/postgresql.conf"
         standby_io.rewind(
             self.cluster,
@@ -377,11 +378,11 @@ class Run:
         if self.described:
             standby_io.checkpoint(self.source, self.described.timeline, always=True, timeout=self.params["timeout"])
 
-    def _hold_wal(self, renew: bool) -> None:
+    def _hold_wal(self) -> None:
         """Let the slot on the primary keep WAL from now on, or from earlier where it already does."""
         connection = clone_io.ReplicationConnection(self.source)
         try:
-            if renew or not connection.slot_holds_wal(self.params["slot"]):
+            if not connection.slot_holds_wal(self.params["slot"]):
                 connection.renew_slot(self.params["slot"], patience=15)
         finally:
             connection.close()

@@ -515,3 +515,18 @@ def test_without_the_rights_nothing_is_touched(servers: Servers) -> None:
     servers.b.sql("GRANT EXECUTE ON FUNCTION pg_read_binary_file(text) TO replication")
     assert servers.rejoined(servers.a, servers.b)["method"] == "rewind"
     servers.check_follows(servers.a, servers.b)
+
+
+@pytest.mark.full
+def test_a_rewind_without_the_wal_after_the_divergence_is_not_begun(servers: Servers) -> None:
+    lose_a(servers, "fast")
+    for _round in range(3):
+        servers.b.write(1, "since")
+        servers.b.sql("SELECT pg_switch_wal()")
+        servers.b.sql("CHECKPOINT")
+    result = servers.rejoin(servers.a, servers.b)
+    assert result["failed"] and "does not keep its WAL from" in result["msg"], result
+    assert servers.a.control("Database cluster state") == "shut down"
+    result = servers.rejoin(servers.a, servers.b, replace_damaged=True)
+    assert (result["method"], result["rewind"]["performed"]) == ("clone", False), result
+    servers.check_follows(servers.a, servers.b)
