@@ -66,9 +66,25 @@ def deploy_rollback_target(nodes: Sequence[str], hostvars: Mapping[str, Any], wa
         raise AnsibleFilterError(str(error)) from error
 
 
-def deploy_table(nodes: Sequence[str], hostvars: Mapping[str, Any]) -> list[str]:
-    names = ("deploy_ran", "deploy_to", "deploy_row")
-    return plan.table([plan.row(node, {name: hostvars[node].get(name) for name in names}) for node in nodes])
+def deploy_rows(
+    nodes: Sequence[str], hostvars: Mapping[str, Any], balancers: Sequence[str], phase: str, waited: float
+) -> dict[str, dict[str, Any]]:
+    """What the registered results of one batch say, by node."""
+    drained = [hostvars[name].get("__deploy_drained") or {} for name in balancers]
+    readied = [hostvars[name].get("__deploy_readied") or {} for name in balancers]
+    found = {}
+    for node in nodes:
+        facts = hostvars[node]
+        switched = (facts.get("__django_activation") or {}).get("seconds", 0)
+        release = facts.get("deploy_to" if phase == "switch" else "deploy_from")
+        found[node] = plan.switched(str(release), phase, drained, switched, readied, float(waited))
+    return found
+
+
+def deploy_table(nodes: Sequence[str], hostvars: Mapping[str, Any], rows: Mapping[str, Any]) -> list[str]:
+    names = ("deploy_ran", "deploy_to")
+    facts = {node: {name: hostvars[node].get(name) for name in names} for node in nodes}
+    return plan.table([plan.row(node, facts[node], rows.get(node)) for node in nodes])
 
 
 class FilterModule:
@@ -83,5 +99,6 @@ class FilterModule:
             "deploy_incomplete": deploy_incomplete,
             "deploy_rollback_target": deploy_rollback_target,
             "deploy_is_dead": deploy_is_dead,
+            "deploy_rows": deploy_rows,
             "deploy_table": deploy_table,
         }

@@ -22,7 +22,7 @@ def batch_size(wanted: Any, nodes: int) -> int:
     raise ValueError(f"deploy_batch: got {wanted!r}, wants a number of nodes from 1 on or a percentage from 1% to 100%")
 
 
-SECONDS = ("deploy_drain_timeout", "deploy_ready_timeout", "deploy_soak", "deploy_lock_wait")
+SECONDS = ("deploy_drain_timeout", "deploy_ready_timeout", "deploy_soak", "deploy_canary_soak", "deploy_lock_wait")
 CHOICES = {
     "deploy_on_failure": ("rollback", "stop"),
     "deploy_drain_on_timeout": ("fail", "maint", "shutdown"),
@@ -190,12 +190,39 @@ def holder(lock: Mapping[str, Any], now: float) -> str:
     return text + (f"; phase: {phase}" if phase else "") + (f", working at {nodes}" if nodes else "")
 
 
-def row(node: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+def switched(
+    release: str,
+    phase: str,
+    drained: Sequence[Mapping[str, Any]],
+    seconds: float,
+    readied: Sequence[Mapping[str, Any]],
+    waited: float,
+) -> dict[str, Any]:
+    """A node that went through a batch: its release, the seconds of each phase, the result.
+
+    All balancers work at the same time, so the slowest one counts. `waited` is what draining took in steps before.
+    """
+
+    def most(results: Sequence[Mapping[str, Any]], name: str) -> float:
+        return max((float(result.get(name, 0)) for result in results), default=0.0)
+
+    soak = most(readied, "soaked")
+    return {
+        "release": release,
+        "drain": waited + most(drained, "seconds"),
+        "switch": float(seconds),
+        "ready": max(0.0, most(readied, "seconds") - soak),
+        "soak": soak,
+        "result": "switched" if phase == "switch" else "put back",
+    }
+
+
+def row(node: str, facts: Mapping[str, Any], done: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What a deploy has to say about one node, from the facts that its tasks set."""
     found: dict[str, Any] = {"node": node, "release": facts.get("deploy_ran"), "result": "not switched"}
     if facts.get("deploy_to") and facts.get("deploy_to") == facts.get("deploy_ran"):
         found["result"] = "ran it already"
-    return found | dict(facts.get("deploy_row") or {})
+    return found | dict(done or {})
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:

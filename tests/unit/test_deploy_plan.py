@@ -49,6 +49,7 @@ SETTINGS: dict[str, Any] = {
     "deploy_drain_on_timeout": "fail",
     "deploy_ready_timeout": "60",
     "deploy_soak": 2.5,
+    "deploy_canary_soak": 3,
     "deploy_soak_errors": "5%",
     "deploy_lock_wait": 0,
     "deploy_take_over_lock": False,
@@ -192,9 +193,26 @@ def test_the_controller_names_its_process() -> None:
     assert not filters.deploy_is_dead(owner)
 
 
+def test_the_slowest_balancer_counts() -> None:
+    drained = [{"seconds": 0.4}, {"seconds": 2.0}]
+    readied = [{"seconds": 4.5, "soaked": 3.0}, {"seconds": 4.0, "soaked": 3.1}]
+    hosts = {
+        "lb1": {"__deploy_drained": drained[0], "__deploy_readied": readied[0]},
+        "lb2": {"__deploy_drained": drained[1], "__deploy_readied": readied[1]},
+        "app1": {"__django_activation": {"seconds": 1.2}, "deploy_to": "v2", "deploy_from": "v1"},
+    }
+    rows = filters.deploy_rows(["app1"], hosts, ["lb1", "lb2"], "switch", 5)
+    wanted = {"release": "v2", "drain": 7.0, "switch": 1.2, "ready": 1.4, "soak": 3.1, "result": "switched"}
+    assert {
+        key: round(value, 3) if isinstance(value, float) else value for key, value in rows["app1"].items()
+    } == wanted
+    back = filters.deploy_rows(["app1"], hosts, [], "undo", 0)["app1"]
+    assert (back["release"], back["result"], back["drain"]) == ("v1", "put back", 0.0)
+
+
 def test_the_table_has_a_line_for_each_node() -> None:
     rows = [
-        plan.row("app1", {"deploy_ran": "v1", "deploy_row": {"release": "v2", "drain": 0.44, "result": "switched"}}),
+        plan.row("app1", {"deploy_ran": "v1"}, {"release": "v2", "drain": 0.44, "result": "switched"}),
         plan.row("app2", {"deploy_ran": "v2", "deploy_to": "v2"}),
         plan.row("app3", {"deploy_ran": "v1", "deploy_to": "v2"}),
     ]
