@@ -129,6 +129,7 @@ def test_a_release_that_fails_on_the_second_node_is_taken_back(lab: Lab, user: s
             migration('migrations.AddField("Entry", "colour", models.CharField(max_length=5, default="x"))'),
             "Add field colour to Entry",
             id="gate",
+            marks=pytest.mark.full,
         ),
         pytest.param(
             "lighthouse/urls.py",
@@ -136,6 +137,7 @@ def test_a_release_that_fails_on_the_second_node_is_taken_back(lab: Lab, user: s
             "if 'gunicorn' in sys.argv[0]:\n    urlpatterns.insert(0, path('', broken))\n",
             "GET /: HTTP 500",
             id="first page",
+            marks=pytest.mark.full,
         ),
     ],
 )
@@ -156,6 +158,7 @@ def test_a_release_that_cannot_run_leaves_the_old_one_serving(
     assert lab.ssh("app1", f"cat {LOCK} 2>/dev/null", check=False) == ""
 
 
+@pytest.mark.full
 def test_a_migration_that_gets_no_lock_leaves_the_old_release_serving(lab: Lab, user: str, tmp_path: Path) -> None:
     before = releases(lab)
     project = changed_example(tmp_path, "guestbook/migrations/0099_colour.py", migration(NULLABLE))
@@ -260,6 +263,7 @@ def test_a_slow_request_is_waited_for_and_shown_and_haproxy_may_be_reloaded(lab:
     assert nothing_failed(load)
 
 
+@pytest.mark.full
 def test_a_balancer_that_is_down_stops_a_deploy_before_it_begins(lab: Lab, user: str) -> None:
     before = releases(lab)
     version = ("-e", "django_version=onelegged")
