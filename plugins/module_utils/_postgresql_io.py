@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.flotilla.django.plugins.module_utils import _postgresql_wal_plan as wal
+
 try:
     import psycopg
     from psycopg.rows import dict_row
@@ -368,6 +370,13 @@ def read_stopped(cluster: Cluster) -> dict[str, Any]:
     }
 
 
+def replay_timeline(cluster: Cluster, position: str | None) -> int:
+    """Return the timeline of the WAL file in which a standby replays."""
+    size = int(control_data(cluster)["Bytes per WAL segment"])
+    files = (path.name for path in (cluster.data_directory / "pg_wal").iterdir())
+    return wal.replay_timeline(files, wal.lsn(position), size)
+
+
 def read_node(cluster: Cluster) -> dict[str, Any]:
     """Return the truth about one node, running, stopped, empty or not even installed."""
     node: dict[str, Any] = {
@@ -427,6 +436,8 @@ def read_node(cluster: Cluster) -> dict[str, Any]:
     try:
         with connect(cluster) as connection:
             node.update(read_running(connection))
+        if node["role"] == "standby":
+            node["timeline"] = max(node["timeline"], replay_timeline(cluster, node["lsn"]))
     except psycopg.Error as error:
         node["error"] = str(error).strip()
     return node

@@ -56,6 +56,16 @@ def segment_name(timeline: int, position: int, segment_size: int) -> str:
     return f"{timeline:08X}{number // per_id:08X}{number % per_id:08X}"
 
 
+def replay_timeline(files: Iterable[str], position: int, segment_size: int) -> int:
+    """Return the newest timeline of which there is WAL at a position, 0 where there is none.
+
+    A standby that has followed a promotion says so in no view while it receives nothing, and in its control file only
+    after the next restart point; but the file that it replays has the timeline in its name.
+    """
+    place = segment_name(0, max(0, position - 1), segment_size)[8:]
+    return max((int(name[:8], 16) for name in files if _SEGMENT.fullmatch(name) and name[8:] == place), default=0)
+
+
 def segments(
     files: Iterable[str], timeline: int, start: int, end: int | None, segment_size: int
 ) -> tuple[str, str] | None:

@@ -326,6 +326,14 @@ def test_the_wal_files_are_named(timeline: int, start: str, end: str | None, exp
     assert wal.segments(FILES, timeline, wal.lsn(start), stop, SEGMENT) == expected
 
 
+@pytest.mark.parametrize(
+    ("position", "timeline"), [("0/1000028", 3), ("0/2000000", 3), ("0/2000028", 3), ("0/4000028", 0)]
+)
+def test_the_timeline_that_is_replayed_is_in_the_name_of_the_file(position: str, timeline: int) -> None:
+    assert wal.replay_timeline(FILES, wal.lsn(position), SEGMENT) == timeline
+    assert wal.replay_timeline(FILES[:1], wal.lsn("0/1000028"), SEGMENT) == 2
+
+
 def test_positions() -> None:
     assert wal.lsn("1/0") == 1 << 32
     assert wal.lsn(None) == 0
