@@ -75,10 +75,11 @@ class Server:
     def pid(self) -> int | None:
         try:
             pid = int((self.data / "postmaster.pid").read_text().split("\n")[0])
-            os.kill(pid, 0)
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except (OSError, ValueError):
             return None
-        return pid
+        # One that has ended and was not waited for yet is a zombie.
+        return None if state == "Z" else pid
 
     def options(self, **more: Any) -> dict[str, Any]:
         return {
