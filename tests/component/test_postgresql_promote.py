@@ -258,6 +258,7 @@ def test_a_restart_of_the_primary_is_no_hand_over(pair: Pair, run_module: Run) -
     assert pair.db2.sql("SELECT pg_is_in_recovery()") == "t"
 
 
+@pytest.mark.full
 def test_a_waiting_run_is_called_off(pair: Pair, run_module: Run) -> None:
     with concurrent.futures.ThreadPoolExecutor() as pool:
         waiting = pool.submit(wait_for_the_token, pair)
@@ -323,6 +324,7 @@ def children(pid: int) -> list[int]:
     return [int(line) for line in listed.stdout.split()]
 
 
+@pytest.mark.full
 def test_a_paused_replay_and_a_lagging_standby_are_refused(pair: Pair, run_module: Run) -> None:
     pair.db2.sql("SELECT pg_wal_replay_pause()")
     pair.db1.sql("INSERT INTO kept SELECT generate_series(1, 1000)")
@@ -340,6 +342,7 @@ def test_a_paused_replay_and_a_lagging_standby_are_refused(pair: Pair, run_modul
     assert pair.db2.sql("SELECT count(*) FROM kept") == "1000", "what was received is replayed first"
 
 
+@pytest.mark.full
 def test_a_standby_beside_a_live_primary_is_refused(pair: Pair, run_module: Run) -> None:
     alive = run_module("postgresql_promote", pair.promote(fenced=["db1"], after_lsn="0/1"))
     assert "db1 answers as a primary although it is fenced" in alive["msg"]
@@ -353,6 +356,7 @@ def test_a_standby_beside_a_live_primary_is_refused(pair: Pair, run_module: Run)
     assert released["failed"]
 
 
+@pytest.mark.full
 def test_a_stopped_one_is_released_only_when_nobody_was_promoted(pair: Pair, run_module: Run) -> None:
     fenced = run_module("postgresql_fence", pair.db1.options(force=True))
     promoted = run_module("postgresql_promote", pair.promote(fenced=["db1"], after_lsn=fenced["checkpoint_lsn"]))
@@ -371,6 +375,7 @@ def test_a_server_that_hangs_is_stopped_all_the_same(pair: Pair, run_module: Run
     assert pair.db1.pid is None
 
 
+@pytest.mark.full
 def test_commits_return_after_the_only_other_member_has_gone(pair: Pair, run_module: Run) -> None:
     for server in (pair.db1, pair.db2):
         with (server.data / "postgresql.conf").open("a") as file:

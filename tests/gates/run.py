@@ -121,7 +121,8 @@ def molecule(full: bool, only: str | None = None) -> list[Stage]:
             if full:
                 environment["PYTEST_ADDOPTS"] = "-m 'full or not full'"
             label = f"molecule:{name}:debian{release}"
-            stages.append(Stage(label, _tool("molecule", "test", "-s", name), 60 if full else 30, environment))
+            minutes = (120 if full else 45) if name == "cluster" else (60 if full else 30)
+            stages.append(Stage(label, _tool("molecule", "test", "-s", name), minutes, environment))
     return stages
 
 

@@ -208,6 +208,7 @@ def test_a_killed_deploy_is_finished_by_the_next_run(lab: Lab, user: str, phase:
     assert lab.ssh("app1", f"cat {LOCK} 2>/dev/null", check=False) == ""
 
 
+@pytest.mark.full
 def test_hooks_and_batches(lab: Lab) -> None:
     marks = "/var/cache/django/deploy"
     hooks = {

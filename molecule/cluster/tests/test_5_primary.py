@@ -136,7 +136,9 @@ REFUSALS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", REFUSALS)
+@pytest.mark.parametrize(
+    "case", [case if case == "paused-replay" else pytest.param(case, marks=pytest.mark.full) for case in REFUSALS]
+)
 def test_a_planned_move_is_refused_before_anything_is_changed(lab: Lab, case: str) -> None:
     arguments, before, after, reason = REFUSALS[case]
     old = primary(lab)
@@ -155,6 +157,7 @@ def test_a_planned_move_is_refused_before_anything_is_changed(lab: Lab, case: st
     assert primary(lab) == old
 
 
+@pytest.mark.full
 def test_another_manager_and_a_lagging_standby_are_refused(lab: Lab) -> None:
     old = primary(lab)
     target, third = others(old)
@@ -211,6 +214,7 @@ def test_a_killed_switchover_is_finished_by_the_next_run(lab: Lab, tmp_path: Pat
     assert_all_have_the_same(lab)
 
 
+@pytest.mark.full
 def test_a_standby_that_does_not_promote_leaves_the_old_primary_serving(lab: Lab) -> None:
     old = primary(lab)
     target = others(old)[0]
@@ -247,7 +251,7 @@ def comes_back(lab: Lab, kind: str, host: str) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    ["killed", pytest.param("dead", marks=pytest.mark.full), pytest.param("frozen", marks=pytest.mark.full), "cut off"],
+    ["killed", *(pytest.param(kind, marks=pytest.mark.full) for kind in ("dead", "frozen", "cut off"))],
 )
 def test_a_failover_loses_nothing_and_leaves_one_primary(lab: Lab, kind: str) -> None:
     old = primary(lab)
@@ -278,6 +282,7 @@ def test_a_failover_loses_nothing_and_leaves_one_primary(lab: Lab, kind: str) ->
     assert lab.ssh(new[0], "nft list tables | grep flotilla_fence", check=False) == ""
 
 
+@pytest.mark.full
 def test_a_failover_beside_a_live_primary_changes_nothing(lab: Lab) -> None:
     old = primary(lab)
     nothing = run(lab, FAILOVER)
@@ -293,6 +298,7 @@ def started(lab: Lab) -> dict[str, str]:
     return {name: lab.sql(name, "SELECT pg_postmaster_start_time()") for name in MEMBERS}
 
 
+@pytest.mark.full
 def test_only_who_needs_a_restart_gets_one(lab: Lab) -> None:
     before = started(lab)
     standby = others(primary(lab))[0]
@@ -308,6 +314,7 @@ def test_only_who_needs_a_restart_gets_one(lab: Lab) -> None:
     assert not again.changed, again.changed_tasks
 
 
+@pytest.mark.full
 def test_a_rolling_restart_loses_no_commit(lab: Lab) -> None:
     before, old = started(lab), primary(lab)
     with writing(lab, f"restart-{time.time()}") as writes:
