@@ -110,6 +110,7 @@ def lose_the_primary(tier: Tier) -> tuple[str, str]:
     return old, new
 
 
+@pytest.mark.full
 def test_a_primary_that_was_killed_and_came_up_beside_the_new_one_is_rewound(tier: Tier) -> None:
     old, new = lose_the_primary(tier)
     # A reboot of its host: it does not know that it was replaced.
@@ -140,6 +141,7 @@ def test_a_primary_that_was_killed_is_rewound(tier: Tier) -> None:
     check_all_have_the_same(tier, new)
 
 
+@pytest.mark.full
 def test_a_primary_that_was_stopped_in_order_just_follows(tier: Tier) -> None:
     old = primary(tier)
     write(tier, old, "handed over")
@@ -154,6 +156,7 @@ def test_a_primary_that_was_stopped_in_order_just_follows(tier: Tier) -> None:
     assert recap.changed == {}, recap.changed_tasks
 
 
+@pytest.mark.full
 def test_an_empty_disk_is_cloned(tier: Tier) -> None:
     head = primary(tier)
     member = next(host for host in HOSTS if host != head)
