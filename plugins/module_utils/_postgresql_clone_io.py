@@ -151,9 +151,6 @@ class ReplicationConnection(SourceConnection):
                     ) from error
             time.sleep(1)
 
-    def close(self) -> None:
-        self.connection.finish()
-
 
 def as_owner() -> dict[str, Any]:
     entry = pwd.getpwnam(OWNER)
@@ -173,15 +170,6 @@ def _prepare_parent(parent: Path) -> None:
         os.chown(parent, entry.pw_uid, entry.pw_gid)
 
 
-def sync(path: Path) -> None:
-    """Force a file or a directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def rename(old: Path, new: Path) -> None:
     """Rename within a directory, for good."""
     try:
@@ -191,7 +179,7 @@ def rename(old: Path, new: Path) -> None:
             f"{old} cannot be renamed to {new.name} ({error.strerror}). If it is a mount point, mount it one "
             "directory higher"
         ) from error
-    sync(new.parent)
+    io.sync(new.parent)
 
 
 def make_standby(data: Path) -> bool:
@@ -202,7 +190,7 @@ def make_standby(data: Path) -> bool:
     if changed:
         signal.touch(mode=0o600)
         os.chown(signal, entry.pw_uid, entry.pw_gid)
-        sync(signal)
+        io.sync(signal)
     auto = data / "postgresql.auto.conf"
     old = auto.read_text(encoding="utf-8") if auto.exists() else ""
     new = plan.auto_conf(old)
@@ -212,9 +200,9 @@ def make_standby(data: Path) -> bool:
         part.write_text(new, encoding="utf-8")
         part.chmod(0o600)
         os.chown(part, entry.pw_uid, entry.pw_gid)
-        sync(part)
+        io.sync(part)
         part.rename(auto)
-    sync(data)
+    io.sync(data)
     return changed
 
 

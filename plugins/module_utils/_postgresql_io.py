@@ -11,7 +11,7 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,60 @@ class Cluster:
                 return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
         except OSError:
             return ""
+
+
+def cluster_options() -> dict[str, Any]:
+    """The argument specification that says which cluster is meant; documented in doc_fragments/postgresql.py."""
+    return {
+        "version": {"type": "int", "required": True},
+        "cluster": {"type": "str", "default": "main"},
+        "data_directory": {"type": "path"},
+    }
+
+
+def server_options() -> dict[str, Any]:
+    """The argument specification that says how its server is reached."""
+    return {
+        "port": {"type": "int", "default": 5432},
+        "socket_directory": {"type": "path", "default": "/var/run/postgresql"},
+    }
+
+
+def peer_options() -> dict[str, Any]:
+    """The argument specification that says who the peers are."""
+    return {
+        "peers": {
+            "type": "list",
+            "elements": "dict",
+            "default": [],
+            "options": {"name": {"type": "str", "required": True}, "address": {"type": "str", "required": True}},
+        },
+        "replication_user": {"type": "str"},
+        "replication_password": {"type": "str", "no_log": True},
+        "peer_timeout": {"type": "int", "default": 3},
+    }
+
+
+def check_peer_options(params: Mapping[str, Any]) -> None:
+    """Refuse peers that nobody could ask."""
+    if params["peers"] and not params["replication_user"]:
+        raise PostgresqlError("peers can only be asked with replication_user and replication_password")
+
+
+def cluster_from(params: Mapping[str, Any]) -> Cluster:
+    """Return the cluster that cluster_options() and server_options() name."""
+    return Cluster(
+        params["version"], params["cluster"], params["data_directory"], params["port"], params["socket_directory"]
+    )
+
+
+def sync(path: Path) -> None:
+    """Force a file or a directory to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -250,10 +304,10 @@ def peer_error_state(error: str) -> str:
     return "rejected" if "FATAL:" in error else "unreachable"
 
 
-def ask_peers(
-    peers: Sequence[Mapping[str, str]], port: int, user: str, password: str, timeout: int
-) -> dict[str, dict[str, Any]]:
-    """Ask all peers at the same time; a frozen one costs the timeout, not more."""
+def ask_peers(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Ask all peers (peer_options()) at the same time; a frozen one costs the timeout, not more."""
+    peers, port, timeout = params["peers"], params["port"], max(2, params["peer_timeout"])
+    user, password = params["replication_user"], params["replication_password"]
     answers: dict[str, dict[str, Any]] = {
         peer["name"]: {"state": "unreachable", "error": f"no answer within {timeout} s"} for peer in peers
     }

@@ -134,16 +134,7 @@ def _owned_write(path: Path, content: str) -> None:
     with temporary.open() as written:
         os.fsync(written.fileno())
     temporary.rename(path)
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make what was created or removed in a directory survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    io.sync(path.parent)
 
 
 def locks(cluster: io.Cluster) -> dict[str, bool]:
@@ -169,7 +160,7 @@ def unlock(cluster: io.Cluster) -> None:
     signal_file = cluster.data_directory / "standby.signal"
     if signal_file.exists():
         signal_file.unlink()
-        sync_directory(cluster.data_directory)
+        io.sync(cluster.data_directory)
     if io.start_mode(cluster) == "disabled":
         lines = [line for line in _start_lines(cluster) if line.lstrip().startswith("#")]
         _owned_write(cluster.start_conf, "\n".join([*lines, "auto"]) + "\n")

@@ -194,7 +194,7 @@ def trim(place: Path, local: plan.Local, lsn: int) -> None:
             segment.write(bytes(size - lsn % size))
             segment.flush()
             os.fsync(segment.fileno())
-    clone_io.sync(directory)
+    io.sync(directory)
 
 
 def checkpoint(
@@ -289,10 +289,10 @@ def _save_wal(data: Path, common: int, local: plan.Local, attempt: plan.Attempt)
     size = local.segment_size
     for file in _segments(work_directory(data), common // size, local.position // size, size):
         shutil.copyfile(file, part / file.name)
-        clone_io.sync(part / file.name)
+        io.sync(part / file.name)
     (part / "attempt.json").write_text(json.dumps(dataclasses.asdict(attempt)))
-    clone_io.sync(part / "attempt.json")
-    clone_io.sync(part)
+    io.sync(part / "attempt.json")
+    io.sync(part)
     clone_io.rename(part, saved)
 
 
@@ -306,7 +306,7 @@ def _put_wal(data: Path, only: Callable[[str], bool]) -> None:
             shutil.copyfile(file, target)
             target.chmod(0o600)
             os.chown(target, owner.st_uid, owner.st_gid)
-            clone_io.sync(target)
+            io.sync(target)
 
 
 def _complete_wal(data: Path, cluster: io.Cluster, divergence: int) -> None:

@@ -40,25 +40,6 @@ options:
     type: str
     choices: [fenced, released]
     default: fenced
-  version:
-    description: Major version of PostgreSQL, as in Debian's directory names.
-    type: int
-    required: true
-  cluster:
-    description: Name of the cluster in Debian's layout.
-    type: str
-    default: main
-  data_directory:
-    description: The data directory. The default is Debian's, C(/var/lib/postgresql/VERSION/CLUSTER).
-    type: path
-  port:
-    description: TCP port, also part of the name of the local socket.
-    type: int
-    default: 5432
-  socket_directory:
-    description: Directory of the local socket.
-    type: path
-    default: /var/run/postgresql
   handover_token:
     description: >-
       Written into the WAL before the stop. 8 to 64 letters and digits. The server must be a primary that answers.
@@ -80,36 +61,16 @@ options:
     description: How long the checkpoint before the stop may take, in seconds. Until then the server serves.
     type: int
     default: 300
-  peers:
-    description: The other members, asked before O(state=released).
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      name:
-        description: Name of the member.
-        type: str
-        required: true
-      address:
-        description: Where this host reaches it.
-        type: str
-        required: true
-  replication_user:
-    description: User for asking the peers.
-    type: str
-  replication_password:
-    description: Its password.
-    type: str
-  peer_timeout:
-    description: How long to wait for peers, in seconds.
-    type: int
-    default: 3
   accept:
     description: V(split_brain) releases although a peer does not answer.
     type: list
     elements: str
     choices: [split_brain]
     default: []
+extends_documentation_fragment:
+  - flotilla.django.postgresql
+  - flotilla.django.postgresql.server
+  - flotilla.django.postgresql.peers
 notes:
   - Must run as root.
 seealso:
@@ -189,25 +150,14 @@ MAX_LAG_BYTES = 1024 * 1024
 def argument_spec() -> dict[str, Any]:
     return {
         "state": {"type": "str", "choices": ["fenced", "released"], "default": "fenced"},
-        "version": {"type": "int", "required": True},
-        "cluster": {"type": "str", "default": "main"},
-        "data_directory": {"type": "path"},
-        "port": {"type": "int", "default": 5432},
-        "socket_directory": {"type": "path", "default": "/var/run/postgresql"},
+        **io.cluster_options(),
+        **io.server_options(),
         "handover_token": {"type": "str", "no_log": False},  # unique, not secret
         "handover_to": {"type": "str"},
         "force": {"type": "bool", "default": False},
         "stop_timeout": {"type": "int", "default": 30},
         "checkpoint_timeout": {"type": "int", "default": 300},
-        "peers": {
-            "type": "list",
-            "elements": "dict",
-            "default": [],
-            "options": {"name": {"type": "str", "required": True}, "address": {"type": "str", "required": True}},
-        },
-        "replication_user": {"type": "str"},
-        "replication_password": {"type": "str", "no_log": True},
-        "peer_timeout": {"type": "int", "default": 3},
+        **io.peer_options(),
         "accept": {"type": "list", "elements": "str", "choices": ["split_brain"], "default": []},
     }
 
@@ -218,17 +168,12 @@ class Fence:
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.params = module.params
-        self.cluster = io.Cluster(
-            self.params["version"],
-            self.params["cluster"],
-            self.params["data_directory"],
-            self.params["port"],
-            self.params["socket_directory"],
-        )
+        self.cluster = io.cluster_from(self.params)
         self.seconds: dict[str, float] = {}
         self.result: dict[str, Any] = {"changed": False, "fenced": False, "method": "none", "seconds": self.seconds}
 
     def run(self) -> None:
+        io.check_peer_options(self.params)
         node = io.read_node(self.cluster)
         self.result["locks"] = primary_io.locks(self.cluster)
         if self.params["state"] == "released":
@@ -255,13 +200,7 @@ class Fence:
         return found["standby_signal"] and (found["start_disabled"] or not self.cluster.start_conf.parent.is_dir())
 
     def decide_release(self, node: dict[str, Any]) -> promote_plan.FenceDecision:
-        peers = io.ask_peers(
-            self.params["peers"],
-            self.params["port"],
-            self.params["replication_user"],
-            self.params["replication_password"],
-            max(2, self.params["peer_timeout"]),
-        )
+        peers = io.ask_peers(self.params)
         locked = any(primary_io.locks(self.cluster).values())
         return promote_plan.decide_release(node, locked, peers, self.params["accept"])
 
@@ -349,8 +288,6 @@ def main() -> None:
         required_together=[("replication_user", "replication_password")],
         required_by={"handover_to": ("handover_token",)},
     )
-    if module.params["peers"] and not module.params["replication_user"]:
-        module.fail_json(msg="peers can only be asked with replication_user and replication_password")
     fence = Fence(module)
     try:
         fence.run()

@@ -36,25 +36,6 @@ attributes:
     support: full
     description: A second run changes nothing.
 options:
-  version:
-    description: Major version of PostgreSQL, as in Debian's directory names.
-    type: int
-    required: true
-  cluster:
-    description: Name of the cluster in Debian's layout.
-    type: str
-    default: main
-  data_directory:
-    description: The data directory. The default is Debian's, C(/var/lib/postgresql/VERSION/CLUSTER).
-    type: path
-  port:
-    description: TCP port, also part of the name of the local socket.
-    type: int
-    default: 5432
-  socket_directory:
-    description: Directory of the local socket.
-    type: path
-    default: /var/run/postgresql
   roles:
     description: The roles, all of which may log in.
     type: list
@@ -118,6 +99,9 @@ options:
     description: How long a standby may take until it streams, in seconds. With V(0) it is not waited for.
     type: int
     default: 0
+extends_documentation_fragment:
+  - flotilla.django.postgresql
+  - flotilla.django.postgresql.server
 notes:
   - Runs as root (it acts as C(postgres) only while it connects) or as C(postgres).
 """
@@ -165,11 +149,8 @@ from ansible_collections.flotilla.django.plugins.module_utils import _postgresql
 
 def argument_spec() -> dict[str, Any]:
     return {
-        "version": {"type": "int", "required": True},
-        "cluster": {"type": "str", "default": "main"},
-        "data_directory": {"type": "path"},
-        "port": {"type": "int", "default": 5432},
-        "socket_directory": {"type": "path", "default": "/var/run/postgresql"},
+        **io.cluster_options(),
+        **io.server_options(),
         "roles": {
             "type": "list",
             "elements": "dict",
@@ -200,9 +181,7 @@ def argument_spec() -> dict[str, Any]:
 
 def run(module: AnsibleModule) -> dict[str, Any]:
     params = module.params
-    cluster = io.Cluster(
-        params["version"], params["cluster"], params["data_directory"], params["port"], params["socket_directory"]
-    )
+    cluster = io.cluster_from(params)
     with objects_io.wait_for_sql(cluster, params["start_timeout"]) as connection:
         in_recovery = objects_io.in_recovery(connection)
         steps: list[objects_plan.Step] = []

@@ -44,49 +44,6 @@ options:
     type: str
     choices: [promoted, called_off]
     default: promoted
-  version:
-    description: Major version of PostgreSQL, as in Debian's directory names.
-    type: int
-    required: true
-  cluster:
-    description: Name of the cluster in Debian's layout.
-    type: str
-    default: main
-  data_directory:
-    description: The data directory. The default is Debian's, C(/var/lib/postgresql/VERSION/CLUSTER).
-    type: path
-  port:
-    description: TCP port, also part of the name of the local socket.
-    type: int
-    default: 5432
-  socket_directory:
-    description: Directory of the local socket.
-    type: path
-    default: /var/run/postgresql
-  peers:
-    description: The other members. None of them may be a primary.
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      name:
-        description: Name of the member.
-        type: str
-        required: true
-      address:
-        description: Where this host reaches it.
-        type: str
-        required: true
-  replication_user:
-    description: User for asking the peers.
-    type: str
-  replication_password:
-    description: Its password.
-    type: str
-  peer_timeout:
-    description: How long to wait for peers, in seconds. All are asked at the same time. libpq waits at least 2.
-    type: int
-    default: 3
   fenced:
     description: >-
       Names of peers that were put out of action with proof, for example by M(flotilla.django.postgresql_fence). They
@@ -149,6 +106,10 @@ options:
       primary must not be started then.
     type: int
     default: 60
+extends_documentation_fragment:
+  - flotilla.django.postgresql
+  - flotilla.django.postgresql.server
+  - flotilla.django.postgresql.peers
 notes:
   - Runs as root (it acts as C(postgres) only while it connects) or as C(postgres).
 seealso:
@@ -271,20 +232,9 @@ from ansible_collections.flotilla.django.plugins.module_utils import _postgresql
 def argument_spec() -> dict[str, Any]:
     return {
         "state": {"type": "str", "choices": ["promoted", "called_off"], "default": "promoted"},
-        "version": {"type": "int", "required": True},
-        "cluster": {"type": "str", "default": "main"},
-        "data_directory": {"type": "path"},
-        "port": {"type": "int", "default": 5432},
-        "socket_directory": {"type": "path", "default": "/var/run/postgresql"},
-        "peers": {
-            "type": "list",
-            "elements": "dict",
-            "default": [],
-            "options": {"name": {"type": "str", "required": True}, "address": {"type": "str", "required": True}},
-        },
-        "replication_user": {"type": "str"},
-        "replication_password": {"type": "str", "no_log": True},
-        "peer_timeout": {"type": "int", "default": 3},
+        **io.cluster_options(),
+        **io.server_options(),
+        **io.peer_options(),
         "fenced": {"type": "list", "elements": "str", "default": []},
         "handover_from": {"type": "str"},
         "handover_token": {"type": "str", "no_log": False},  # unique, not secret
@@ -306,13 +256,7 @@ class Promotion:
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.params = module.params
-        self.cluster = io.Cluster(
-            self.params["version"],
-            self.params["cluster"],
-            self.params["data_directory"],
-            self.params["port"],
-            self.params["socket_directory"],
-        )
+        self.cluster = io.cluster_from(self.params)
         self.result: dict[str, Any] = {"changed": False, "promoted": False, "promotion_pending": False}
         self.seconds: dict[str, float] = {}
         self.request = promote_plan.Request(
@@ -325,6 +269,7 @@ class Promotion:
         )
 
     def run(self) -> None:
+        io.check_peer_options(self.params)
         if self.params["state"] == "called_off":
             self.call_off()
             return
@@ -365,13 +310,7 @@ class Promotion:
         deadline = primary_io.clock() + params["start_timeout"]
         while True:
             node = io.read_node(self.cluster)
-            peers = io.ask_peers(
-                params["peers"],
-                params["port"],
-                params["replication_user"],
-                params["replication_password"],
-                max(2, params["peer_timeout"]),
-            )
+            peers = io.ask_peers(params)
             self.result.update(
                 node=node,
                 peers=peers,
@@ -481,8 +420,6 @@ def main() -> None:
         mutually_exclusive=[("handover_token", "after_lsn", "upstream_lsn")],
         required_by={"since_lsn": ("handover_token",)},
     )
-    if module.params["peers"] and not module.params["replication_user"]:
-        module.fail_json(msg="peers can only be asked with replication_user and replication_password")
     promotion = Promotion(module)
     try:
         promotion.run()

@@ -29,50 +29,10 @@ attributes:
   idempotent:
     support: full
     description: Changes nothing.
-options:
-  version:
-    description: Major version of PostgreSQL, as in Debian's directory names.
-    type: int
-    required: true
-  cluster:
-    description: Name of the cluster in Debian's layout.
-    type: str
-    default: main
-  data_directory:
-    description: The data directory. The default is Debian's, C(/var/lib/postgresql/VERSION/CLUSTER).
-    type: path
-  port:
-    description: TCP port, also part of the name of the local socket.
-    type: int
-    default: 5432
-  socket_directory:
-    description: Directory of the local socket.
-    type: path
-    default: /var/run/postgresql
-  peers:
-    description: Other members to ask over the network.
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      name:
-        description: Name of the member.
-        type: str
-        required: true
-      address:
-        description: Where this host reaches it.
-        type: str
-        required: true
-  replication_user:
-    description: User for asking the peers.
-    type: str
-  replication_password:
-    description: Its password.
-    type: str
-  peer_timeout:
-    description: How long to wait for peers, in seconds. All are asked at the same time. libpq waits at least 2.
-    type: int
-    default: 3
+extends_documentation_fragment:
+  - flotilla.django.postgresql
+  - flotilla.django.postgresql.server
+  - flotilla.django.postgresql.peers
 notes:
   - Runs as root (it acts as C(postgres) only while it connects) or as C(postgres).
 """
@@ -292,20 +252,9 @@ from ansible_collections.flotilla.django.plugins.module_utils import _postgresql
 
 def argument_spec() -> dict[str, Any]:
     return {
-        "version": {"type": "int", "required": True},
-        "cluster": {"type": "str", "default": "main"},
-        "data_directory": {"type": "path"},
-        "port": {"type": "int", "default": 5432},
-        "socket_directory": {"type": "path", "default": "/var/run/postgresql"},
-        "peers": {
-            "type": "list",
-            "elements": "dict",
-            "default": [],
-            "options": {"name": {"type": "str", "required": True}, "address": {"type": "str", "required": True}},
-        },
-        "replication_user": {"type": "str"},
-        "replication_password": {"type": "str", "no_log": True},
-        "peer_timeout": {"type": "int", "default": 3},
+        **io.cluster_options(),
+        **io.server_options(),
+        **io.peer_options(),
     }
 
 
@@ -316,20 +265,11 @@ def main() -> None:
         required_together=[("replication_user", "replication_password")],
     )
     params = module.params
-    if params["peers"] and not params["replication_user"]:
-        module.fail_json(msg="peers can only be asked with replication_user and replication_password")
-    cluster = io.Cluster(
-        params["version"], params["cluster"], params["data_directory"], params["port"], params["socket_directory"]
-    )
+    cluster = io.cluster_from(params)
     try:
+        io.check_peer_options(params)
         node = io.read_node(cluster)
-        peers = io.ask_peers(
-            params["peers"],
-            params["port"],
-            params["replication_user"],
-            params["replication_password"],
-            max(2, params["peer_timeout"]),
-        )
+        peers = io.ask_peers(params)
     except io.PostgresqlError as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, node=node, peers=peers)

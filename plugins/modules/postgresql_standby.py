@@ -46,17 +46,6 @@ attributes:
     support: full
     description: A standby that can follow is left as it is.
 options:
-  version:
-    description: Major version of PostgreSQL, as in Debian's directory names.
-    type: int
-    required: true
-  cluster:
-    description: Name of the cluster in Debian's layout.
-    type: str
-    default: main
-  data_directory:
-    description: The data directory. The default is Debian's, C(/var/lib/postgresql/VERSION/CLUSTER).
-    type: path
   config_file:
     description: The server's configuration file, for crash recovery. The default is Debian's,
       C(/etc/postgresql/VERSION/CLUSTER/postgresql.conf).
@@ -110,6 +99,8 @@ options:
     description: How long a clone, a rewind or crash recovery may take, in seconds.
     type: int
     default: 86400
+extends_documentation_fragment:
+  - flotilla.django.postgresql
 notes:
   - Must run as root.
 seealso:
@@ -224,9 +215,7 @@ from ansible_collections.flotilla.django.plugins.module_utils import _postgresql
 def argument_spec() -> dict[str, Any]:
     methods = ["follow", "rewind", "clone"]
     return {
-        "version": {"type": "int", "required": True},
-        "cluster": {"type": "str", "default": "main"},
-        "data_directory": {"type": "path"},
+        **io.cluster_options(),
         "config_file": {"type": "path"},
         "port": {"type": "int", "default": 5432},
         "sources": {"type": "list", "elements": "str", "required": True},

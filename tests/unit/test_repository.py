@@ -174,11 +174,12 @@ def constants(body: Sequence[ast.stmt]) -> dict[str, str]:
 
 
 def fragment_options(name: str) -> set[str]:
-    """The options that a documentation fragment of the collection adds."""
-    file = ROOT / "plugins" / "doc_fragments" / f"{name.removeprefix('flotilla.django.')}.py"
+    """The options that a documentation fragment of the collection, or a part of one (file.part), adds."""
+    name, _dot, part = name.removeprefix("flotilla.django.").partition(".")
+    file = ROOT / "plugins" / "doc_fragments" / f"{name}.py"
     tree = ast.parse(file.read_text(encoding="utf-8"))
     body = next(node for node in tree.body if isinstance(node, ast.ClassDef)).body
-    return set(yaml.safe_load(constants(body)["DOCUMENTATION"])["options"])
+    return set(yaml.safe_load(constants(body)[part.upper() or "DOCUMENTATION"])["options"])
 
 
 @pytest.mark.parametrize("name", MODULES)
