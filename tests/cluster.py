@@ -188,6 +188,17 @@ class Lab:
         """Run Python inside the project on one node."""
         return self.ssh(host, "django-manage shell", python)
 
+    def make_user(self, name: str) -> str:
+        """A user of the example site, whose password is PASSWORD and who may do everything."""
+        self.manage(
+            "app1",
+            "from django.contrib.auth import get_user_model\n"
+            f"user, _ = get_user_model().objects.get_or_create(username={name!r}, is_staff=True, is_superuser=True)\n"
+            f"user.set_password({PASSWORD!r})\n"
+            "user.save()\n",
+        )
+        return name
+
     def load(self, user: str = "", **arguments: Any) -> Load:
         """A load on the cluster through its first balancer, for tests.load.load.running()."""
         return Load(

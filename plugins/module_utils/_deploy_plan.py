@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.flotilla.django.plugins.module_utils._haproxy_plan import errors_allowed
+
 PERCENT = re.compile(r"(\d+)%")
 
 
@@ -52,12 +54,12 @@ def setting_problems(settings: Mapping[str, Any]) -> list[str]:
         check(name, str(settings[name]).isdecimal(), "a number from 0 on")
     for name in SWITCHES:
         check(name, str(settings[name]).lower() in ("true", "false", "yes", "no", "1", "0"), "true or false")
-    share = re.fullmatch(r"(\d+)(%?)", str(settings["deploy_soak_errors"]))
-    check(
-        "deploy_soak_errors",
-        share is not None and (not share[2] or int(share[1]) <= 100),
-        "a number of requests or a percentage to 100%",
-    )
+    try:
+        errors_allowed(str(settings["deploy_soak_errors"]), 0)
+        good = True
+    except ValueError:
+        good = False
+    check("deploy_soak_errors", good, "a number of requests or a percentage to 100%")
     for name in COMMANDS:
         commands = settings[name]
         good = isinstance(commands, list) and all(isinstance(one, str) and one.strip() for one in commands)

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -171,33 +171,34 @@ def _changed_at(path: str) -> float | None:
         return None
 
 
-def _problem(address: str, port: int, path: str, headers: dict[str, str], timeout: float) -> str:
-    """Empty when a page was answered to its end and with less than 500."""
+def _get(
+    address: str, port: int, path: str, headers: Mapping[str, str] | None = None, timeout: float = 10
+) -> tuple[int, bytes, str]:
+    """Status and body of an answer that was read to its end; or 0, nothing and the error."""
     connection = http.client.HTTPConnection(address, port, timeout=timeout)
     try:
-        connection.request("GET", path, headers=headers)
+        connection.request("GET", path, headers=headers or {})
         response = connection.getresponse()
-        response.read()
+        return response.status, response.read(), ""
     except (OSError, http.client.HTTPException) as error:
-        return f"{type(error).__name__}: {error}"
+        return 0, b"", f"{type(error).__name__}: {error}"
     finally:
         connection.close()
-    return f"HTTP {response.status}" if response.status >= 500 else ""
+
+
+def _problem(address: str, port: int, path: str, headers: Mapping[str, str], timeout: float) -> str:
+    """Empty when a page was answered with less than 500."""
+    status, _body, error = _get(address, port, path, headers, timeout)
+    return error or (f"HTTP {status}" if status >= 500 else "")
 
 
 def _ask(host: str, port: int, path: str) -> tuple[int, dict[str, object]]:
     """The answer of a health address: its status and body, or 0 and the error."""
-    connection = http.client.HTTPConnection(host, port, timeout=10)
-    try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        text = response.read()
-    except (OSError, http.client.HTTPException) as error:
-        return 0, {"error": f"{type(error).__name__}: {error}"}
-    finally:
-        connection.close()
+    status, text, error = _get(host, port, path)
+    if error:
+        return 0, {"error": error}
     try:
         body = json.loads(text)
     except ValueError:
         body = {}
-    return response.status, body if isinstance(body, dict) else {}
+    return status, body if isinstance(body, dict) else {}

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from tests.cluster import PASSWORD, ROOT, Browser, Lab, wait_until
+from tests.cluster import ROOT, Browser, Lab, wait_until
 from tests.load.load import latencies, running
 
 # name of the figure, the figures, their ratio, whether it is good
@@ -194,18 +194,6 @@ def restore(lab: Lab, release: str) -> None:
     wait_until(lambda: in_service(lab), 60, "all nodes are in service on both balancers")
 
 
-def make_user(lab: Lab) -> str:
-    """A user whose sessions the load follows; the password is PASSWORD."""
-    lab.manage(
-        "app1",
-        "from django.contrib.auth import get_user_model\n"
-        "user, _ = get_user_model().objects.get_or_create(username='bench')\n"
-        f"user.set_password('{PASSWORD}')\n"
-        "user.save()\n",
-    )
-    return "bench"
-
-
 def measure(lab: Lab, method: Method, user: str, rate: float) -> Row:
     """Deploy in this way under load."""
     before = {balancer: counters(statistics_of(lab, balancer)) for balancer in BALANCERS}
@@ -263,7 +251,7 @@ def print_table(rows: Sequence[Row]) -> None:
 
 def compare(lab: Lab, add: Add, rate: float) -> str:
     """The four ways one after another, each from the same state. Returns the release from which they began."""
-    user = make_user(lab)
+    user = lab.make_user("bench")
     before = settled(lab)
     play(lab, "tests/bench/deploy_stage.yml", "-e", f"django_version={VERSION}")
     rows: dict[str, Row] = {}

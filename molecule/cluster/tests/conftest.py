@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from tests.cluster import PASSWORD, Browser, Lab
+from tests.cluster import Browser, Lab
 
 
 @pytest.fixture(scope="session")
@@ -16,14 +16,7 @@ def lab() -> Lab:
 @pytest.fixture(scope="session")
 def user(lab: Lab) -> str:
     """A user of the example site, whose password is PASSWORD."""
-    lab.manage(
-        "app1",
-        "from django.contrib.auth import get_user_model\n"
-        "user, _ = get_user_model().objects.get_or_create(username='keeper', is_staff=True, is_superuser=True)\n"
-        f"user.set_password('{PASSWORD}')\n"
-        "user.save()\n",
-    )
-    return "keeper"
+    return lab.make_user("keeper")
 
 
 @pytest.fixture
