@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import yaml
 
 from tests.load.load import Load
 
@@ -34,6 +35,9 @@ SECRETS = [
     "postgresql_replication_password",
     "redis_admin_password",
     "redis_replication_password",
+    "redis_sentinel_password",
+    "cluster_redis_monitoring_password",
+    "prometheus_password",
 ]
 
 # The password of the users that tests make in the example site.
@@ -69,10 +73,16 @@ class Background:
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self._process, self._log = process, log
+        self._ended: str | None = None
 
     @property
     def output(self) -> str:
-        return self._log.read_text()
+        return self._log.read_text() if self._ended is None else self._ended
+
+    def end(self) -> None:
+        """Wait for its end, and keep what it said: the file goes."""
+        self._process.wait()
+        self._ended = self._log.read_text()
 
     @property
     def returncode(self) -> int:
@@ -90,8 +100,31 @@ class Background:
 
     def kill(self) -> None:
         """As a controller that loses its power: with all its processes and without a word."""
-        os.killpg(self._process.pid, signal.SIGKILL)
+        # Ansible's workers are leaders of sessions of their own: the group does not hold them.
+        for pid in [self._process.pid, *_descendants(self._process.pid)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._process.wait()
+
+
+def _descendants(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = {int(child): int(parent) for child, parent in (line.split() for line in listed.splitlines())}
+    children = [child for child, parent in parents.items() if parent == pid]
+    return children + [further for child in children for further in _descendants(child)]
+
+
+def inventory_with(directory: Path, name: str, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of a lab's inventory, changed: `change` gets its groups."""
+    hosts = yaml.safe_load((ROOT / "inventories" / name / "hosts.yml").read_text())
+    change(hosts["all"]["children"])
+    (directory / "hosts.yml").write_text(yaml.safe_dump(hosts, sort_keys=False))
+    # The group variables find the lab's directory and the example from the inventory's own place.
+    target = directory / "group_vars" / "all"
+    target.mkdir(parents=True)
+    for file in (ROOT / "inventories" / name / "group_vars/all").glob("*.yml"):
+        (target / file.name).write_text(file.read_text().replace("{{ inventory_dir }}/../..", str(ROOT)))
+    return directory
 
 
 class Lab:
@@ -101,7 +134,7 @@ class Lab:
         self.name = name
         self.inventory = ROOT / "inventories" / inventory
         self.directory = ROOT / ".lab" if name == "lab" else ROOT / ".lab" / name
-        self.certificate = self.directory / "tls" / f"{DOMAIN}.pem"
+        self.certificate = self.directory / "tls" / "ca.pem"
         self.environment = {
             **os.environ,
             "LAB_NAME": name,
@@ -151,10 +184,7 @@ class Lab:
             except BaseException:
                 running.kill()
                 raise
-            process.wait()
-            ended = Path(log.name).read_text()
-            running._log = self.directory / "background.log"
-            running._log.write_text(ended)
+            running.end()
 
     def variable(self, host: str, name: str) -> Any:
         """A variable of the inventory as the playbooks see it."""
@@ -180,6 +210,12 @@ class Lab:
         output = self._run(["ssh", "-G", "-F", str(self.directory / "ssh_config"), host])
         return next(line.split()[1] for line in output.splitlines() if line.startswith("hostname "))
 
+    def shared_address(self) -> str:
+        """The address that the balancers share: the tenth of the lab's network."""
+        host = re.search(r"HostName (\S+)", (self.directory / "ssh_config").read_text())
+        assert host, "the lab has no hosts"
+        return host[1].rsplit(".", 1)[0] + ".10"
+
     def sql(self, host: str, query: str, database: str = "postgres") -> str:
         """Ask one PostgreSQL server as its superuser; one value, or the rows with | between the columns."""
         return self.ssh(host, f"runuser -u postgres -- psql -qAtX {database}", query).strip()
@@ -200,14 +236,12 @@ class Lab:
         return name
 
     def load(self, user: str = "", **arguments: Any) -> Load:
-        """A load on the cluster through its first balancer, for tests.load.load.running()."""
+        """A load on the cluster at the address that its balancers share, for tests.load.load.running()."""
         return Load(
             f"https://{DOMAIN}",
-            address=self.address("lb1"),
-            ca=str(self.certificate),
             user=user,
             password=PASSWORD if user else "",
-            **arguments,
+            **{"address": self.shared_address(), "ca": str(self.certificate), **arguments},
         )
 
     def _run(
@@ -229,7 +263,7 @@ class Lab:
 
 
 class Browser:
-    """A client with cookies that reaches the cluster, or one host of it, under the cluster's name."""
+    """A client with cookies that reaches a host by its name, or an address, under the cluster's name."""
 
     def __init__(self, lab: Lab, host: str, port: int = 443, timeout: float = 20) -> None:
         scheme = "https" if port == 443 else "http"
@@ -262,6 +296,12 @@ class Browser:
         answer = self.get("/where/?format=json", **arguments)
         assert answer.status_code == 200, f"{answer.status_code}: {answer.text[:500]}"
         return answer.json()
+
+
+def served(lab: Lab) -> set[str]:
+    """The nodes that answer. A node that has just joined gets its full share only after HAProxy's slow start."""
+    browser = Browser(lab, lab.shared_address())
+    return {browser.get("/plain/").headers["X-Served-By"] for _ in range(120)}
 
 
 def wait_until(condition: Callable[[], Any], timeout: float, what: str, interval: float = 0.25) -> Any:

@@ -6,9 +6,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -150,6 +152,59 @@ def writing(lab: Lab, run: str, nodes: Sequence[str] = ("app1", "app2")) -> Iter
                         writes.told[node].append(Write(int(words[1]), float(words[2]), float(words[3]), words[4]))
                     else:
                         writes.errors[node].append(line)
+
+
+PGBENCH = "flotilla_test_pgbench"
+PGBENCH_CLIENTS = 2
+# Short runs, one after the other, so that the last one tells what it was told, too.
+PGBENCH_LOOP = (
+    'while [ -e /run/flotilla-pgbench ]; do [ "$(psql -qAtXc "SELECT pg_is_in_recovery()")" = f ] &&'
+    f" pgbench -n -c {PGBENCH_CLIENTS} -R {{rate}} -T 3 {PGBENCH} 2>&1; sleep 0.5; done"
+)
+PGBENCH_BOOKS = """
+SELECT count(*), coalesce(sum(delta), 0) = ALL (
+    SELECT sum(abalance) FROM pgbench_accounts UNION ALL SELECT sum(tbalance) FROM pgbench_tellers
+    UNION ALL SELECT sum(bbalance) FROM pgbench_branches
+) FROM pgbench_history
+"""
+
+
+@dataclass
+class Pgbench:
+    """What pgbench was told, and what is there."""
+
+    told: int = 0  # transactions that succeeded
+    broken: int = 0  # runs that broke off: each client may have one more transaction there than it was told
+    there: int = 0
+    balanced: bool = False
+
+
+@contextlib.contextmanager
+def pgbench(lab: Lab, members: Sequence[str], primary: Callable[[], str], rate: int = 40) -> Iterator[Pgbench]:
+    """pgbench for the length of a with block, on whichever member is the primary; complete afterwards."""
+    lab.sql(primary(), f"DROP DATABASE IF EXISTS {PGBENCH};\nCREATE DATABASE {PGBENCH};")
+    path = "PATH=$PATH:$(echo /usr/lib/postgresql/*/bin)"
+    lab.ssh(primary(), f"{path}; runuser -u postgres -- pgbench -i -q {PGBENCH} 2>&1")
+    found = Pgbench()
+    loop = PGBENCH_LOOP.format(rate=rate)
+    for member in members:
+        run = f"systemd-run --quiet --collect --unit=flotilla-pgbench --uid=postgres -E PATH=$PATH bash -c '{loop}'"
+        lab.ssh(member, f"{path}; systemctl stop flotilla-pgbench; touch /run/flotilla-pgbench; {run}")
+    began = time.time()
+    try:
+        yield found
+    finally:
+        for member in members:
+            lab.ssh(member, "rm -f /run/flotilla-pgbench")
+        for member in members:
+            lab.ssh(member, "while systemctl is-active -q flotilla-pgbench; do sleep 0.2; done")
+            said = lab.ssh(member, f"journalctl -q -o cat -u flotilla-pgbench --since @{began:.0f}")
+            counts = re.findall(r"^number of transactions actually processed: (\d+)", said, re.MULTILINE)
+            found.told += sum(map(int, counts))
+            found.broken += said.count("Run was aborted")
+    there, balanced = lab.sql(primary(), PGBENCH_BOOKS, PGBENCH).split("|")
+    found.there, found.balanced = int(there), balanced == "t"
+    lab.sql(primary(), f"DROP DATABASE {PGBENCH}")
 
 
 def switch_by_hand(lab: Lab, old: str, new: str) -> None:

@@ -64,4 +64,11 @@ options:
     description: How long to wait for peers, in seconds. All are asked at the same time. libpq waits at least 2.
     type: int
     default: 3
+  peer_tls:
+    description:
+      - Ask over TLS alone, and believe only a peer that proves to know the password at its own end of that connection
+        (C(channel_binding=require)).
+      - No authority's certificate is needed for that, so it works also while certificates are being replaced.
+    type: bool
+    default: false
 """

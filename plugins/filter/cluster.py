@@ -21,17 +21,26 @@ ROLES = Path(__file__).resolve().parents[2] / "roles"
 # What an argument specification says for the documentation only.
 DOCUMENTATION_KEYS = ("description", "version_added")
 NEEDED_BY_TOPOLOGY = ("cluster_host_address", "ansible_host", "haproxy_weight")
-NEEDED_BY_TLS = ("cluster_tls", "haproxy_tls_certificate")
+NEEDED_BY_SHARING = ("haproxy_virtual_address",)
+NEEDED_BY_TLS = ("cluster_tls", "haproxy_tls_certificate", "haproxy_acme_directory_url")
 
 
 def _value(variables: Any, name: str) -> Any:
     """One variable of one host; one that cannot be evaluated becomes a value that says so."""
     try:
-        value = variables.get(name)
+        return plain(variables.get(name))
     except Exception as error:  # whatever a lookup plugin raises
         return cluster.Broken(_first_line(error))
+
+
+def plain(value: Any) -> Any:
+    """The value without Ansible's lazy containers: a validator copies them, and with them all variables of the host."""
     if type(value).__name__.endswith("Marker"):
-        return cluster.Broken(_first_line(getattr(value, "_undefined_message", None) or "undefined"))
+        raise ValueError(getattr(value, "_undefined_message", None) or "undefined")
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
     return value
 
 
@@ -69,10 +78,24 @@ def cluster_tls(groups: Mapping[str, Sequence[str]], hostvars: Any) -> bool:
     return cluster.uses_tls(tiers, _read(tiers, hostvars, NEEDED_BY_TLS))
 
 
+def cluster_virtual_addresses(groups: Mapping[str, Sequence[str]], hostvars: Any) -> list[str]:
+    """The addresses that the balancers share."""
+    tiers = _tiers(groups)
+    return cluster.virtual_addresses(tiers, _read(tiers, hostvars, NEEDED_BY_SHARING))
+
+
+def internal_certificates(topology: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """The certificates of the hosts for the traffic between the tiers."""
+    return cluster.internal_certificates(topology)
+
+
 def cluster_problems(groups: Mapping[str, Sequence[str]], hostvars: Any) -> list[str]:
     """Everything that is wrong with the inventory."""
     tiers = _tiers(groups)
     specs = {tier: _role_options(tier) for tier in tiers}
+    specs["haproxy"] = {**specs["haproxy"], **_role_options("keepalived")}
+    everywhere = {**_role_options("firewall"), **_role_options("exporters")}
+    specs = {tier: {**options, **everywhere} for tier, options in specs.items()}
     known = {name for options in specs.values() for name in options} | _names_of_roles()
     hosts: dict[str, dict[str, Any]] = {}
     for host in cluster.members(tiers):
@@ -149,7 +172,8 @@ def read_certificate(pem: str, key: str) -> cluster.Certificate:
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
     try:
-        certificate = x509.load_pem_x509_certificates(pem.encode())[0]
+        chain = x509.load_pem_x509_certificates(pem.encode())
+        certificate = chain[0]
     except (ValueError, IndexError):
         raise ValueError("haproxy_tls_certificate {on}: cannot be read, wants a certificate as PEM text") from None
     try:
@@ -160,7 +184,8 @@ def read_certificate(pem: str, key: str) -> cluster.Certificate:
         ) from None
     try:
         alternatives = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        names = tuple(alternatives.get_values_for_type(x509.DNSName))
+        addresses = alternatives.get_values_for_type(x509.IPAddress)
+        names = (*alternatives.get_values_for_type(x509.DNSName), *map(str, addresses))
     except (x509.ExtensionNotFound, ValueError):
         names = ()
 
@@ -168,7 +193,23 @@ def read_certificate(pem: str, key: str) -> cluster.Certificate:
         found: bytes = holder.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         return found
 
-    return cluster.Certificate(names, certificate.not_valid_after_utc, public(certificate) == public(private))
+    return cluster.Certificate(
+        names,
+        certificate.not_valid_before_utc,
+        certificate.not_valid_after_utc,
+        next((number for number, item in enumerate(chain) if public(item) == public(private)), None),
+        next((number for number in range(1, len(chain)) if not _signed(chain[number - 1], chain[number])), None),
+    )
+
+
+def _signed(certificate: Any, issuer: Any) -> bool:
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 class FilterModule:
@@ -180,4 +221,6 @@ class FilterModule:
             "cluster_problems": cluster_problems,
             "cluster_tls": cluster_tls,
             "cluster_topology": cluster_topology,
+            "cluster_virtual_addresses": cluster_virtual_addresses,
+            "internal_certificates": internal_certificates,
         }

@@ -38,6 +38,11 @@ def deploy_problems(
         raise AnsibleFilterError(str(error)) from error
 
 
+def deploy_seen(hosts: Sequence[str], hostvars: Mapping[str, Any], min_free_mb: Any) -> dict[str, Any]:
+    answers = {host: (hostvars[host].get("__deploy_asked") or {}).get("answers") for host in hosts}
+    return plan.seen({host: parts for host, parts in answers.items() if parts}, int(min_free_mb))
+
+
 def deploy_out_of_service(nodes: Sequence[str], balancers: Mapping[str, Any]) -> list[str]:
     return plan.out_of_service(balancers, list(nodes))
 
@@ -94,6 +99,7 @@ class FilterModule:
         return {
             "deploy_batches": deploy_batches,
             "deploy_problems": deploy_problems,
+            "deploy_seen": deploy_seen,
             "deploy_setting_problems": deploy_setting_problems,
             "deploy_out_of_service": deploy_out_of_service,
             "deploy_incomplete": deploy_incomplete,

@@ -123,6 +123,55 @@ def problems(
     return found
 
 
+# Where a deploy writes: releases, the environment's packages and the lock.
+WRITTEN = ("/srv", "/var/lib")
+
+
+def seen(answers: Mapping[str, Mapping[str, Any]], min_free_mb: int) -> dict[str, Any]:
+    """What the hosts' answers to status_info say to a deploy.
+
+    `servers`: those of the backend django, by balancer; `unhealthy`: nodes that are not well, and why; `problems`: why
+    the deploy may not begin, as far as a host can say alone.
+    """
+    found: dict[str, Any] = {"servers": {}, "unhealthy": {}, "problems": []}
+    for host, parts in answers.items():
+        if "haproxy" in parts:
+            found["servers"][host] = [
+                server for server in parts["haproxy"].get("servers", []) if server["backend"] == "django"
+            ]
+        for part in ("host", "haproxy", "nginx_static"):
+            if why := _not_well(parts.get(part, {})):
+                found["problems"].append(f"{host} is not well ({part}): {why}")
+        if "django" in parts and (why := _not_well(parts["django"])):
+            found["unhealthy"][host] = why
+        if "django" in parts or "nginx_static" in parts:
+            found["problems"] += [
+                f"{host} has {free} MiB free at {mount}, wants {min_free_mb} (deploy_min_free_mb)"
+                for mount, free in _free_mb(parts["host"].get("disks", [])).items()
+                if free < min_free_mb
+            ]
+    return found
+
+
+def _not_well(part: Mapping[str, Any]) -> str:
+    """What a part of an answer complains of: it was not read, or its health address does not say 200."""
+    health = part.get("health", {})
+    if health.get("status", 200) == 200:
+        return str(part.get("error") or "")
+    reasons = health.get("reasons") or [health.get("error") or f"HTTP {health['status']}"]
+    return ", ".join(str(reason) for reason in reasons)
+
+
+def _free_mb(disks: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """The free MiB of the file systems that a deploy writes to, by the place at which they are mounted."""
+    free = {str(disk["mount"]): int(disk["free_bytes"]) // 2**20 for disk in disks}
+    on = {
+        max((mount for mount in free if f"{path}/".startswith(f"{mount.rstrip('/')}/")), key=len, default="")
+        for path in WRITTEN
+    }
+    return {mount: free[mount] for mount in sorted(on) if mount}
+
+
 def out_of_service(balancers: Mapping[str, Sequence[Mapping[str, Any]]], nodes: Sequence[str]) -> list[str]:
     """The nodes that no balancer sends requests to: they can be switched at once, nobody misses them."""
     return [node for node in nodes if not any(_serves(servers, node) for servers in balancers.values())]

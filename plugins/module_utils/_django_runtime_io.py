@@ -7,6 +7,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import ssl
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +20,15 @@ from ansible_collections.flotilla.django.plugins.module_utils._django_runtime_pl
     health_problem,
     parse_show,
     release_of,
+    telling_lines,
 )
 
 UNIT_DIRECTORY = Path("/etc/systemd/system")
 SHOWN = "Id,ActiveState,MainPID,InactiveExitTimestampMonotonic,UnitFileState,NeedDaemonReload"
 MARK = "[X-Flotilla]"
 POLL_SECONDS = 0.25
+# Read of the journal before the telling lines are chosen: several attempts of several units, tracebacks included.
+JOURNAL_LINES = 2000
 
 
 class RuntimeFailure(Exception):
@@ -41,7 +45,10 @@ def run(*command: str, check: bool = True) -> str:
 class Node:
     """The node's links and units."""
 
-    def __init__(self, home: str, unit_glob: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, home: str, unit_glob: str, clock: Callable[[], float] = time.monotonic, ca_file: str = ""
+    ) -> None:
+        self.ca_file = ca_file
         self._home = Path(home)
         self._unit_glob = unit_glob
         self._clock = clock
@@ -115,13 +122,16 @@ class Node:
     def wait_healthy(self, host: str, port: int, path: str, release: str, timeout: float) -> dict[str, object]:
         """Ask until the wanted release answers 200; the last answer is in the error when it does not."""
         deadline = self._clock() + timeout
+        scheme = "https" if self.ca_file else "http"
         while True:
-            status, body = _ask(host, port, path)
+            status, body = ask(host, port, path, ca_file=self.ca_file)
             problem = health_problem(status, body, release) if status else str(body.get("error"))
             if not problem:
                 return body
             if self._clock() >= deadline:
-                raise RuntimeFailure(f"http://{host}:{port}{path} did not become healthy in {timeout:g} s: {problem}")
+                raise RuntimeFailure(
+                    f"{scheme}://{host}:{port}{path} did not become healthy in {timeout:g} s: {problem}"
+                )
             time.sleep(POLL_SECONDS)
 
     def workers(self, unit: str) -> int:
@@ -138,7 +148,7 @@ class Node:
             return
         headers = {"Host": host, "X-Forwarded-Proto": "https"}
         with ThreadPoolExecutor(len(paths)) as pool:
-            problems = list(pool.map(lambda path: _problem(address, port, path, headers, timeout), paths))
+            problems = list(pool.map(lambda path: _problem(address, port, path, headers, timeout, self.ca_file), paths))
         failed = [f"GET {path}: {problem}" for path, problem in zip(paths, problems, strict=True) if problem]
         if failed:
             raise RuntimeFailure(f"{len(failed)} of the first {len(paths)} requests failed, {failed[0]}")
@@ -153,7 +163,8 @@ class Node:
     def journal(names: Sequence[str], lines: int, since: float) -> str:
         units = [f"--unit={name}" for name in names]
         since_option = f"--since=@{since:.0f}"
-        return run("journalctl", *units, since_option, f"-n{lines}", "--no-pager", "-ocat", check=False).strip()
+        written = run("journalctl", *units, since_option, f"-n{JOURNAL_LINES}", "--no-pager", "-ocat", check=False)
+        return telling_lines(written, lines)
 
 
 def _is_ours(path: Path) -> bool:
@@ -171,11 +182,28 @@ def _changed_at(path: str) -> float | None:
         return None
 
 
+def _connection(address: str, port: int, timeout: float, ca_file: str) -> http.client.HTTPConnection:
+    """Plain without an authority; with one the service has to prove that the address is its own."""
+    if not ca_file:
+        return http.client.HTTPConnection(address, port, timeout=timeout)
+    return http.client.HTTPSConnection(
+        address, port, timeout=timeout, context=ssl.create_default_context(cafile=ca_file)
+    )
+
+
 def _get(
-    address: str, port: int, path: str, headers: Mapping[str, str] | None = None, timeout: float = 10
+    address: str,
+    port: int,
+    path: str,
+    headers: Mapping[str, str] | None = None,
+    timeout: float = 10,
+    ca_file: str = "",
 ) -> tuple[int, bytes, str]:
     """Status and body of an answer that was read to its end; or 0, nothing and the error."""
-    connection = http.client.HTTPConnection(address, port, timeout=timeout)
+    try:
+        connection = _connection(address, port, timeout, ca_file)
+    except OSError as error:
+        return 0, b"", f"{ca_file}: {error}"
     try:
         connection.request("GET", path, headers=headers or {})
         response = connection.getresponse()
@@ -186,15 +214,15 @@ def _get(
         connection.close()
 
 
-def _problem(address: str, port: int, path: str, headers: Mapping[str, str], timeout: float) -> str:
+def _problem(address: str, port: int, path: str, headers: Mapping[str, str], timeout: float, ca_file: str = "") -> str:
     """Empty when a page was answered with less than 500."""
-    status, _body, error = _get(address, port, path, headers, timeout)
+    status, _body, error = _get(address, port, path, headers, timeout, ca_file)
     return error or (f"HTTP {status}" if status >= 500 else "")
 
 
-def _ask(host: str, port: int, path: str) -> tuple[int, dict[str, object]]:
+def ask(host: str, port: int, path: str, timeout: float = 10, ca_file: str = "") -> tuple[int, dict[str, object]]:
     """The answer of a health address: its status and body, or 0 and the error."""
-    status, text, error = _get(host, port, path)
+    status, text, error = _get(host, port, path, timeout=timeout, ca_file=ca_file)
     if error:
         return 0, {"error": error}
     try:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 RELEASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 PATH = re.compile(r"/[!-~]*")
+EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(: .*)?")
 UNIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]*\.service")
 
 
@@ -154,3 +155,31 @@ def health_problem(status: int, body: Mapping[str, object], release: str) -> str
         text = "; ".join(str(item) for item in reasons) if isinstance(reasons, list) else ""
         return f"HTTP {status}{': ' + text if text else ''}"
     return "" if answered == release else "the answer names no release"
+
+
+def telling_lines(journal: str, count: int) -> str:
+    """
+    The last lines of a journal, but never ones that stop short of the reason.
+
+    A service that fails is started again at once, so the very last lines can be the first half of the next attempt, and
+    gunicorn ends with a traceback of its own, longer than what is shown, about workers that did not start.
+    Where no exception ends in them but one ends earlier, the lines end with that one.
+    """
+    lines = journal.strip().splitlines()
+    ends = [number for number in range(1, len(lines)) if _ends_exception(lines[number - 1], lines[number])]
+    end = len(lines)
+    if ends and ends[-1] < end - count:
+        end = ends[-1] + 1
+    return "\n".join(lines[max(0, end - count) : end])
+
+
+def _ends_exception(before: str, line: str) -> bool:
+    """Whether a line is what Python prints after the frames of a traceback: `module.Error: text`.
+
+    Not gunicorn's own end, which only follows from that of its workers.
+    """
+    return (
+        before.startswith("    ")
+        and EXCEPTION.fullmatch(line) is not None
+        and not line.startswith("gunicorn.errors.HaltServer")
+    )

@@ -261,7 +261,14 @@ def parse_servers(state: str, stat: Iterable[Mapping[str, str]]) -> dict[Key, Se
     version, _newline, table = state.partition("\n")
     if version.strip() != "1":
         raise ValueError(f"show servers state: {state.strip()[:200] or 'no answer'}")
-    rows = {(row.get("pxname", ""), row.get("svname", "")): row for row in stat}
+    # While a check runs HAProxy puts an asterisk before the status of the one before.
+    rows = {
+        (row.get("pxname", ""), row.get("svname", "")): {
+            **row,
+            "check_status": row.get("check_status", "").lstrip("* "),
+        }
+        for row in stat
+    }
     servers = [
         Server(
             backend=row["be_name"],

@@ -32,10 +32,14 @@ class Source:
     port: int
     user: str
     passfile: str
+    ca_file: str = ""
 
     def conninfo(self, **more: Any) -> str:
         from psycopg.conninfo import make_conninfo
 
+        if self.ca_file:
+            # None of its own: libpq would look for one in the home of root, which it may not read as postgres.
+            more |= {"sslmode": "verify-full", "sslrootcert": self.ca_file, "sslcert": "/nonexistent"}
         return make_conninfo(
             host=",".join(self.addresses),
             port=self.port,

@@ -93,6 +93,7 @@ def peer_options() -> dict[str, Any]:
         "replication_user": {"type": "str"},
         "replication_password": {"type": "str", "no_log": True},
         "peer_timeout": {"type": "int", "default": 3},
+        "peer_tls": {"type": "bool", "default": False},
     }
 
 
@@ -260,10 +261,14 @@ def memory_bytes() -> int:
     return total
 
 
-def ask_peer(address: str, port: int, user: str, password: str, timeout: int) -> dict[str, Any]:
+def ask_peer(address: str, port: int, user: str, password: str, timeout: int, tls: bool = False) -> dict[str, Any]:
     """Ask a peer what it is, over a replication connection: works with the replication user's rights alone."""
     from psycopg import pq
     from psycopg.conninfo import make_conninfo
+
+    # It proves that it knows the password, and that nobody sits between: also while certificates or authorities are
+    # being replaced, when the question has to be answered all the same.
+    proof = {"sslmode": "require", "channel_binding": "require"} if tls else {}
 
     conninfo = make_conninfo(
         host=address,
@@ -275,6 +280,7 @@ def ask_peer(address: str, port: int, user: str, password: str, timeout: int) ->
         tcp_user_timeout=timeout * 1000,
         application_name="flotilla_info",
         passfile="/dev/null",
+        **proof,
     )
     # libpq itself, because psycopg 3.1.7 (Debian 12) does not keep connect_timeout in every case.
     connection = pq.PGconn.connect(conninfo.encode())
@@ -319,7 +325,7 @@ def ask_peers(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
     def ask(name: str, address: str) -> None:
         try:
-            answers[name] = ask_peer(address, port, user, password, timeout)
+            answers[name] = ask_peer(address, port, user, password, timeout, params["peer_tls"])
         except Exception as error:  # a thread must not die in silence: whatever went wrong is the answer
             answers[name] = {"state": "unreachable", "error": str(error)}
 

@@ -136,6 +136,18 @@ def plan_databases(wanted: Iterable[Mapping[str, Any]], current: Mapping[str, Ma
     return steps
 
 
+def plan_absent_slots(gone: Sequence[str], current: Mapping[str, Mapping[str, Any]]) -> list[Step]:
+    """Return the steps that drop the slots of members that left."""
+    used = [name for name in gone if name in current and current[name]["active"]]
+    if used:
+        raise ValueError(f"the slot {', '.join(used)} is in use: whoever streams from it must be stopped first")
+    return [
+        Step(f"drop slot {name}", f"SELECT pg_drop_replication_slot({quote_literal(name)})")
+        for name in gone
+        if name in current
+    ]
+
+
 def plan_slots(
     wanted: Sequence[str], current: Mapping[str, Mapping[str, Any]], in_recovery: bool
 ) -> tuple[list[Step], list[str]]:

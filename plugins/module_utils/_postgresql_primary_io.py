@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.flotilla.django.plugins.module_utils import _postgresql_io as io
+from ansible_collections.flotilla.django.plugins.module_utils import _postgresql_standby_plan as standby_plan
 from ansible_collections.flotilla.django.plugins.module_utils import _postgresql_wal_plan as wal
 
 POLL = 0.02
@@ -123,6 +124,16 @@ def end_of_wal(cluster: io.Cluster, control: dict[str, str]) -> str | None:
     return wal.end_of_wal(error)
 
 
+def switch_point(cluster: io.Cluster, timeline: int) -> int | None:
+    """Return where a timeline begins; None where its history cannot be read."""
+    path = cluster.data_directory / "pg_wal" / f"{timeline:08X}.history"
+    try:
+        history = standby_plan.parse_history(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return history[-1][1] if history else None
+
+
 def _owned_write(path: Path, content: str) -> None:
     """Write a file of the server's owner so that it survives a power cut."""
     temporary = path.with_name(path.name + ".flotilla")
@@ -145,11 +156,42 @@ def locks(cluster: io.Cluster) -> dict[str, bool]:
     }
 
 
-def lock(cluster: io.Cluster) -> None:
-    """Put both locks on."""
+@contextlib.contextmanager
+def one_at_a_time(cluster: io.Cluster, seconds: float) -> Iterator[None]:
+    """Let no other run put this server out of action, or take that back, meanwhile; wait for one that does."""
+    path = Path("/run/lock") / f"flotilla-fence-{cluster.version}-{cluster.name}"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        deadline = clock() + seconds
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if clock() > deadline:
+                    raise io.PostgresqlError(
+                        f"another run has been putting {cluster.version}/{cluster.name} out of action, or back, for "
+                        f"more than {seconds:.0f} s"
+                    ) from error
+            time.sleep(POLL)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def locked_by(cluster: io.Cluster) -> str | None:
+    """Return the token of the hand-over that has locked a server; empty: somebody else has, None: nobody."""
+    try:
+        return (cluster.data_directory / "standby.signal").read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+
+
+def lock(cluster: io.Cluster, token: str | None = None) -> None:
+    """Put both locks on, and say for which hand-over. PostgreSQL looks at the name of its file only."""
     signal_file = cluster.data_directory / "standby.signal"
-    if not signal_file.exists():
-        _owned_write(signal_file, "")
+    if token or not signal_file.exists():
+        _owned_write(signal_file, f"{token}\n" if token else "")
     if cluster.start_conf.parent.is_dir() and io.start_mode(cluster) != "disabled":
         lines = [line for line in _start_lines(cluster) if line.lstrip().startswith("#")]
         _owned_write(cluster.start_conf, "\n".join([*lines, "disabled"]) + "\n")
@@ -207,9 +249,11 @@ def waiting_file(cluster: io.Cluster) -> Path:
     return Path("/run/lock") / f"flotilla-promote-{cluster.version}-{cluster.name}"
 
 
-def call_off(cluster: io.Cluster) -> tuple[bool, bool]:
+def call_off(cluster: io.Cluster, token: str | None = None, patience: float = 0) -> tuple[bool, bool]:
     """End a process that waits to promote this server, and return when it is gone for sure.
 
+    With a token only the one that waits for it: another's is not ours to end.
+    It is left alone for `patience` seconds, in which it may end by itself.
     Returns whether there was one, and whether one has begun the promotion: then it may be completed at any time.
     """
     path = waiting_file(cluster)
@@ -217,12 +261,18 @@ def call_off(cluster: io.Cluster) -> tuple[bool, bool]:
         return False, False
     descriptor = os.open(path, os.O_RDWR)
     try:
+        if token and path.read_text().splitlines()[1:2] != [token]:
+            return False, False
         found = False
-        deadline = clock() + 20
+        kill_at = clock() + patience
+        deadline = kill_at + 20
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
+                if clock() < kill_at:
+                    time.sleep(POLL)
+                    continue
                 found = True
                 if clock() > deadline:
                     raise io.PostgresqlError(f"the process that holds {path} cannot be ended") from error

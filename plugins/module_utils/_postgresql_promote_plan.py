@@ -193,10 +193,16 @@ def decide_fence(node: Mapping[str, Any], locked: bool, planned: bool) -> FenceD
 
 
 def decide_release(
-    node: Mapping[str, Any], locked: bool, peers: Mapping[str, Mapping[str, Any]], accept: Sequence[str]
+    node: Mapping[str, Any],
+    locked: bool,
+    peers: Mapping[str, Mapping[str, Any]],
+    accept: Sequence[str],
+    locked_by_another: bool = False,
 ) -> FenceDecision:
     """Decide whether a fenced primary may serve again. Raises ValueError when somebody else may be the primary."""
     refuse_foreign(node)
+    if locked_by_another:
+        raise ValueError("another run has put it out of action, and settles who is the primary")
     if node["running"] and node["accepting"]:
         if node["role"] != "primary":
             raise ValueError("the server runs as a standby: a standby becomes a primary by postgresql_promote only")

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ansible_collections.flotilla.django.plugins.module_utils import _postgresql_settings_plan as settings_plan
 from ansible_collections.flotilla.django.plugins.module_utils import _postgresql_switch_plan as switch_plan
 
 
@@ -98,4 +99,9 @@ def rejoin(
         return Plan("rejoin", member, primary, "standby", f"{member} runs and does not stream from {primary}")
     if node["start"] == "disabled":
         return Plan("rejoin", member, primary, "none", f"{member} streams from {primary}, but would not start again")
+    # Without them nobody could follow it, were it promoted: a run was interrupted between its start and the slots.
+    lacking = [name for name in names if name != member and settings_plan.slot_name(name) not in node["slots"]]
+    if lacking:
+        reason = f"{member} streams from {primary}, but has no replication slots for {', '.join(lacking)}"
+        return Plan("rejoin", member, primary, "none", reason)
     return Plan("none", member, primary, reason=f"{member} streams from {primary} already")

@@ -117,10 +117,11 @@ def configuration(
     synchronous_standbys: int,
     memory_mb: int,
     max_connections: int,
+    ca_file: str = "",
 ) -> dict[str, Any]:
     """Return everything the templates of a member need that has to be computed."""
     others = peers(members, self_name)
-    conninfo = {
+    conninfo: dict[str, Any] = {
         "host": ",".join(member["address"] for member in others),
         "port": port,
         "user": replication_user,
@@ -134,6 +135,9 @@ def configuration(
         "keepalives_count": 3,
         "tcp_user_timeout": 10000,
     }
+    if ca_file:
+        # Whoever cannot prove to be that address gets neither a password nor a byte.
+        conninfo |= {"sslmode": "verify-full", "sslrootcert": ca_file}
     return {
         "slot": slot_name(self_name),
         "peer_slots": [slot_name(member["name"]) for member in others],

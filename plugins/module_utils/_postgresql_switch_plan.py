@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ansible_collections.flotilla.django.plugins.module_utils import _postgresql_wal_plan as wal
+from ansible_collections.flotilla.django.plugins.module_utils._postgresql_settings_plan import slot_name
 
 # A standby tells it every second (wal_receiver_status_interval of the role).
 MAX_SILENT_SECONDS = 5
@@ -177,12 +178,15 @@ def switchover(names: Sequence[str], target: str, inspected: Inspected, limits: 
 
 
 def _rejoinable(members: Members, new: str, old: str | None = None) -> list[str]:
-    """Return the members that an earlier move has left behind, stopped in order."""
+    """Return the members that an earlier move has left behind, stopped in order.
+
+    Fenced still, or a standby already that was let start and was not started: a run can be killed in between.
+    """
     return [
         name
         for name in members.stopped
         if name not in (new, old)
-        and members.fenced(name)
+        and members.nodes[name]["start"] in ("disabled", "auto")
         and members.nodes[name]["database_cluster_state"] in ("shut down", "shut down in recovery")
         and members.nodes[name]["standby_signal"]
     ]
@@ -229,6 +233,12 @@ def _candidate_problems(members: Members, old: str, new: str, limits: Limits) ->
         )
     if node["replay_paused"]:
         found.append(f"replay is paused on {new}: SELECT pg_wal_replay_resume()")
+    lacking = [name for name in [old, *members.standbys] if name != new and slot_name(name) not in node["slots"]]
+    if lacking:
+        found.append(
+            f"{new} has no replication slots for {', '.join(lacking)}, so they could not follow it: "
+            f"playbooks/rejoin.yml -e postgresql_member={new} makes them"
+        )
     if node["apply_delay_seconds"]:
         found.append(f"replay is delayed on {new} by {node['apply_delay_seconds']} s (recovery_min_apply_delay)")
     if (node["disk_free_bytes"] or 0) < limits.min_free_bytes:
@@ -383,6 +393,9 @@ def choose(inspected: Inspected, candidates: Sequence[str], target: str | None, 
     ends: where the WAL of those that were fenced ends, null where that is not known.
     """
     members = Members(list(candidates), inspected)
+    pending = [name for name in candidates if (inspected.get(name) or {}).get("promotion_pending")]
+    if pending:
+        return refuse(f"another run has begun to promote {', '.join(pending)}: run again when that is completed")
     gone = [name for name in candidates if name not in members.standbys]
     if gone:
         return refuse(f"{', '.join(gone)} answered as a standby a moment ago and does not any more: run again")

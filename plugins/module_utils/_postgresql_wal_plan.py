@@ -100,11 +100,13 @@ class Record:
     def is_shutdown(self) -> bool:
         return self.rmgr == "XLOG" and self.description.startswith("CHECKPOINT_SHUTDOWN")
 
-    def has_token(self, token: str) -> bool:
+    @property
+    def token(self) -> str | None:
+        """The token of a hand-over, None where the record is something else."""
         match = _MESSAGE.match(self.description) if self.rmgr == "LogicalMessage" else None
         if match is None or match["prefix"] != MESSAGE_PREFIX:
-            return False
-        return bytes.fromhex(match["payload"]).decode(errors="replace") == token
+            return None
+        return bytes.fromhex(match["payload"]).decode(errors="replace")
 
 
 def records(lines: Sequence[str]) -> list[Record]:
@@ -115,12 +117,17 @@ def records(lines: Sequence[str]) -> list[Record]:
 
 def message_at(found: Sequence[Record], token: str) -> str | None:
     """Return the position of the message with this token."""
-    return next((record.lsn for record in found if record.has_token(token)), None)
+    return next((record.lsn for record in found if record.token == token), None)
 
 
 def ends_with_shutdown(found: Sequence[Record], token: str) -> str | None:
-    """Return the position of the shutdown, when these records begin with the message and end with the shutdown."""
-    if len(found) < 2 or not found[0].has_token(token) or not found[-1].is_shutdown:
+    """Return the position of the shutdown, when these records begin with the message and end with the shutdown.
+
+    A later message hands over to somebody else.
+    """
+    if len(found) < 2 or found[0].token != token or not found[-1].is_shutdown:
+        return None
+    if any(record.token is not None for record in found[1:]):
         return None
     return found[-1].lsn
 

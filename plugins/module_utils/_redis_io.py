@@ -6,9 +6,13 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
+import ssl
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,56 @@ from ansible_collections.flotilla.django.plugins.module_utils._redis_plan import
 SCRATCH_USER = "flotilla-compare"
 
 
+def member_options() -> dict[str, Any]:
+    """The argument specification of the documentation fragment flotilla.django.redis."""
+    member = {"name": {"type": "str", "required": True}, "address": {"type": "str", "required": True}}
+    return {
+        "members": {"type": "list", "elements": "dict", "required": True, "options": member},
+        "port": {"type": "int", "default": 6379},
+        "sentinel_port": {"type": "int", "default": 0},
+        "login_user": {"type": "str", "required": True},
+        "login_password": {"type": "str", "required": True, "no_log": True},
+        "timeout": {"type": "float", "default": 2.0},
+        "ca_file": {"type": "path"},
+        "plain_too": {"type": "bool", "default": False},
+    }
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Who has to prove its address with a certificate, and whether one that speaks no TLS is believed as well."""
+
+    context: ssl.SSLContext
+    plain_too: bool = False
+
+
+# User, password, time-out in seconds, and TLS.
+Login = tuple[str, str, float, Tls | None]
+
+
+@cache
+def tls_of(ca_file: str | None, plain_too: bool) -> Tls | None:
+    """None where no TLS is spoken. Raises OSError when the authority's file is missing or no certificate."""
+    if not ca_file or (plain_too and not Path(ca_file).exists()):
+        return None
+    return Tls(ssl.create_default_context(cafile=ca_file), plain_too)
+
+
+def login_of(params: Mapping[str, Any]) -> Login:
+    """What a module was told about how it logs in."""
+    tls = tls_of(params["ca_file"], params["plain_too"])
+    return params["login_user"], params["login_password"], params["timeout"], tls
+
+
+def login_for(module: Any) -> Login:
+    """The same at the beginning of a module, which ends here when the authority's file cannot be read."""
+    try:
+        return login_of(module.params)
+    except OSError as error:
+        module.fail_json(msg=f"ca_file is '{module.params['ca_file']}', wanted a certificate: {error}")
+        raise
+
+
 class ReplyError(Exception):
     """Redis answered with an error."""
 
@@ -33,8 +87,10 @@ class ReplyError(Exception):
 class Client:
     """One connection. Every call ends after the time-out, in seconds."""
 
-    def __init__(self, address: str, port: int, user: str, password: str, timeout: float = 2.0) -> None:
-        self._socket = socket.create_connection((address, port), timeout=timeout)
+    def __init__(
+        self, address: str, port: int, user: str, password: str, timeout: float = 2.0, tls: Tls | None = None
+    ) -> None:
+        self._socket = connect(address, port, timeout, tls)
         self._stream = self._socket.makefile("rb")
         try:
             self.call("AUTH", user, password)
@@ -51,6 +107,12 @@ class Client:
     def close(self) -> None:
         self._stream.close()
         self._socket.close()
+
+    @property
+    def certificate(self) -> bytes:
+        """What the server showed, empty without TLS."""
+        secure = self._socket
+        return secure.getpeercert(binary_form=True) or b"" if isinstance(secure, ssl.SSLSocket) else b""
 
     def call(self, *words: str) -> Any:
         parts = [word.encode() for word in words]
@@ -88,24 +150,53 @@ class Client:
         raise ConnectionError(f"this is not Redis: it answered with {line[:20]!r}")
 
 
-def ask(member: Mapping[str, str], port: int, user: str, password: str, timeout: float) -> Node:
+def connect(address: str, port: int, timeout: float, tls: Tls | None) -> socket.socket:
+    """A connection to Redis or Sentinel. Raises OSError, also when the other end cannot prove its address."""
+    found = socket.create_connection((address, port), timeout=timeout)
+    if tls is None or (tls.plain_too and speaks_plain(found)):
+        return found
+    if tls.plain_too:
+        found.close()
+        found = socket.create_connection((address, port), timeout=timeout)
+    try:
+        return tls.context.wrap_socket(found, server_hostname=address)
+    except BaseException:
+        found.close()
+        raise
+
+
+def speaks_plain(connection: socket.socket) -> bool:
+    """Whether the other end answers without TLS, asked without a password. One that speaks TLS ends the connection."""
+    reply = b""
+    try:
+        connection.sendall(b"PING\r\n")
+        while not reply.endswith(b"\n") and (more := connection.recv(512)):
+            reply += more
+    except ConnectionError:
+        return False
+    return reply[:1] in (b"+", b"-")
+
+
+def ask(member: Mapping[str, str], port: int, user: str, password: str, timeout: float, tls: Tls | None = None) -> Node:
     """What one member says about itself."""
     name, address = member["name"], member["address"]
     try:
-        with Client(address, port, user, password, timeout) as client:
+        with Client(address, port, user, password, timeout, tls) as client:
             return node_from_info(name, address, parse_info(client.call("INFO")))
     except ConnectionRefusedError:
         return Node(name, address, REFUSED, detail="connection refused")
-    except ReplyError as error:
+    except (ReplyError, ssl.SSLCertVerificationError) as error:
         return Node(name, address, DENIED, detail=str(error))
     except (OSError, ValueError) as error:
         return Node(name, address, UNREACHABLE, detail=str(error) or type(error).__name__)
 
 
-def ask_all(members: Sequence[Mapping[str, str]], port: int, user: str, password: str, timeout: float) -> list[Node]:
+def ask_all(
+    members: Sequence[Mapping[str, str]], port: int, user: str, password: str, timeout: float, tls: Tls | None = None
+) -> list[Node]:
     """What all members say, asked at the same time, in the order of the members."""
     with ThreadPoolExecutor(max_workers=max(len(members), 1)) as pool:
-        return list(pool.map(lambda member: ask(member, port, user, password, timeout), members))
+        return list(pool.map(lambda member: ask(member, port, user, password, timeout, tls), members))
 
 
 def pairs(reply: Sequence[str]) -> dict[str, str]:
@@ -115,6 +206,21 @@ def pairs(reply: Sequence[str]) -> dict[str, str]:
 def differing_settings(client: Client, wanted: Mapping[str, str]) -> dict[str, str]:
     """The wanted settings that the running Redis does not have."""
     return settings_to_set(wanted, pairs(client.call("CONFIG", "GET", *wanted))) if wanted else {}
+
+
+def shows_another(client: Client, certificate_file: str | None) -> bool:
+    """Whether Redis speaks TLS with another certificate than the one in the file: it reads it when it is told to."""
+    text = read_text(certificate_file) if certificate_file else ""
+    first = re.search(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", text, re.DOTALL)
+    if not first or not client.certificate:
+        return False
+    return client.certificate != ssl.PEM_cert_to_DER_cert(first[0])
+
+
+def end_connections(client: Client) -> int:
+    """Ends the connections of everybody else, and that to the master. How many there were."""
+    kinds = ("normal", "pubsub", "master")
+    return sum(int(client.call("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")) for kind in kinds)
 
 
 def differing_users(client: Client, wanted: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:

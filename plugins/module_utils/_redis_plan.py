@@ -14,7 +14,7 @@ UP = "up"
 LOADING = "loading"  # reads its data from disk: it answers, but what it says about keys is not final
 REFUSED = "refused"  # the host is there, no Redis listens at the address
 UNREACHABLE = "unreachable"
-DENIED = "denied"  # a Redis that does not know this user or password
+DENIED = "denied"  # a Redis that does not know this user or password, or whose certificate is not believed
 
 MASTER = "master"
 REPLICA = "replica"
@@ -73,11 +73,18 @@ def _names(nodes: Sequence[Node]) -> str:
     return ", ".join(f"{node.name} ({node.address})" for node in nodes)
 
 
-def find_master(nodes: Sequence[Node]) -> Node | None:
-    """The one live master, None when there is none. Raises ValueError when there is more than one."""
+def find_master(nodes: Sequence[Node], chosen: str = "") -> Node | None:
+    """The one live master, None when there is none. Raises ValueError when there is more than one.
+
+    chosen is the address that a majority of the Sentinels names: of two masters with data it tells the right one. A
+    former master that comes back believes for some ten seconds that it still is the master.
+    """
     masters = [node for node in nodes if node.is_master]
     real = [node for node in masters if not node.is_blank]
     if len(real) > 1:
+        for node in real:
+            if node.address == chosen:
+                return node
         what = "; ".join(
             f"{node.name} ({node.address}) has {node.keys} keys and {node.replicas} replicas" for node in real
         )
@@ -109,8 +116,11 @@ def best_heir(nodes: Sequence[Node], initial_master: str) -> Node:
     return max(holders, key=lambda node: node.offset)  # the first one of equals
 
 
-def decide(nodes: Sequence[Node], own_name: str, initial_master: str) -> Decision:
-    """What the member named own_name has to do, given what all members answered (in the order of the inventory)."""
+def decide(nodes: Sequence[Node], own_name: str, initial_master: str, chosen: str = "") -> Decision:
+    """What the member named own_name has to do, given what all members answered (in the order of the inventory).
+
+    While a majority of the Sentinels watches the tier (chosen, see find_master), they alone choose and demote masters.
+    """
     by_name = {node.name: node for node in nodes}
     if own_name not in by_name:
         raise ValueError(f"'{own_name}' is not one of the members: {', '.join(by_name)}")
@@ -119,7 +129,7 @@ def decide(nodes: Sequence[Node], own_name: str, initial_master: str) -> Decisio
     me = by_name[own_name]
     in_order = sorted(nodes, key=lambda node: node.name != initial_master)
     try:
-        master = find_master(in_order)
+        master = find_master(in_order, chosen)
     except ValueError as error:
         return Decision(REFUSE, "", str(error))
 
@@ -130,6 +140,8 @@ def decide(nodes: Sequence[Node], own_name: str, initial_master: str) -> Decisio
             return Decision(STAY, master.name, f"follows {master.name}" + ("" if me.link_up else ", the link is down"))
         if me.is_replica and me.link_up and any(me.master_address == node.address for node in nodes):
             return Decision(STAY, master.name, f"follows {me.master_address}, another replica")
+        if me.is_master and not me.is_blank:
+            return Decision(WAIT, master.name, f"the Sentinels chose {master.name} and make this node its replica")
         return Decision(FOLLOW, master.name, f"{master.name} is the master")
 
     silent = [node for node in nodes if node.state != UP]
@@ -139,6 +151,8 @@ def decide(nodes: Sequence[Node], own_name: str, initial_master: str) -> Decisio
         # A replica that has lost its master keeps its data and waits for it.
         has_somebody = me.is_replica and any(me.master_address == node.address for node in silent)
         return Decision(STAY if has_somebody else WAIT, "", reason)
+    if chosen:
+        return Decision(WAIT, "", f"no member is the master; the Sentinels, which watch {chosen}, choose the next one")
     try:
         heir = best_heir(nodes, initial_master)
     except ValueError as error:
@@ -150,7 +164,7 @@ def decide(nodes: Sequence[Node], own_name: str, initial_master: str) -> Decisio
     return Decision(WAIT, heir.name, f"all members answered, none is the master: {heir.name} has to become it")
 
 
-def topology_seed(nodes: Sequence[Node], own_name: str, port: int, initial_master: str) -> str:
+def topology_seed(nodes: Sequence[Node], own_name: str, port: int, initial_master: str, chosen: str = "") -> str:
     """The replicaof line with which the topology file of a node begins, empty for the master.
 
     A node that is not running yet never begins as a master: it follows the live one, or nobody until all were asked.
@@ -160,7 +174,7 @@ def topology_seed(nodes: Sequence[Node], own_name: str, port: int, initial_maste
         return ""
     if me.is_replica:
         return f"replicaof {me.master_address} {me.master_port}"
-    decision = decide(nodes, own_name, initial_master)
+    decision = decide(nodes, own_name, initial_master, chosen)
     if decision.master and decision.master != own_name:
         address = next(node.address for node in nodes if node.name == decision.master)
         return f"replicaof {address} {port}"

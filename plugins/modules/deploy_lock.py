@@ -36,16 +36,17 @@ options:
     type: str
     default: ''
   nodes:
-    description: The nodes it has taken out of service.
+    description:
+      - The nodes it has taken out of service.
+      - Without it V(held) keeps those that are on record, and V(free) keeps none.
     type: list
     elements: str
-    default: []
   former_releases:
     description:
       - The release that each node ran before the deploy, by node. A deploy that finishes an interrupted one, and fails
         itself, takes all nodes back to these.
+      - Without it V(held) keeps those that are on record.
     type: dict
-    default: {}
   wait:
     description: Seconds to wait for the lock of somebody else.
     type: int
@@ -151,7 +152,9 @@ def take(journal: Journal, params: dict[str, Any], check_mode: bool) -> tuple[di
     mine = former.get("id") == owner["id"]
     if former.get("id") and not mine and former["id"] != params["take_over"]:
         raise Held(plan.holder(former, time.time()))
-    lock = owner | {key: params[key] for key in ("phase", "nodes", "former_releases")}
+    lock = owner | {"phase": params["phase"]}
+    for name, nothing in (("nodes", []), ("former_releases", {})):
+        lock[name] = former.get(name, nothing) if params[name] is None else params[name]
     lock["since"] = former["since"] if mine else time.time()
     if not check_mode:
         journal.write(lock)
@@ -171,7 +174,11 @@ def run(module: AnsibleModule) -> dict[str, Any]:
             former = journal.read()
             if former.get("id") != params["owner"]["id"]:
                 return {"former": former, "lock": former}
-            left = {key: params[key] for key in ("nodes", "former_releases")} if params["nodes"] else {}
+            left = (
+                {"nodes": params["nodes"], "former_releases": params["former_releases"] or {}}
+                if params["nodes"]
+                else {}
+            )
             if not module.check_mode:
                 journal.write(left)
         return {"former": former, "lock": left}
@@ -193,8 +200,8 @@ def main() -> None:
             "state": {"type": "str", "choices": ["read", "held", "free"], "required": True},
             "owner": {"type": "dict", "default": {}},
             "phase": {"type": "str", "default": ""},
-            "nodes": {"type": "list", "elements": "str", "default": []},
-            "former_releases": {"type": "dict", "default": {}},
+            "nodes": {"type": "list", "elements": "str"},
+            "former_releases": {"type": "dict"},
             "wait": {"type": "int", "default": 0},
             "take_over": {"type": "str", "default": ""},
             "path": {"type": "path", "default": "/var/lib/flotilla/deploy.json"},

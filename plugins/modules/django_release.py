@@ -108,6 +108,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.flotilla.django.plugins.module_utils._django_release_io import (
+    BEHIND_REQUESTS,
     Installer,
     ReleaseError,
     download,
@@ -195,6 +196,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
+    os.nice(BEHIND_REQUESTS)
     try:
         result = work(module)
     except ReleaseError as error:

@@ -223,6 +223,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.flotilla.django.plugins.module_utils._django_release_builder import Builder, Order
 from ansible_collections.flotilla.django.plugins.module_utils._django_release_io import (
+    BEHIND_REQUESTS,
     Clock,
     ReleaseError,
     linked_releases,
@@ -362,6 +363,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
+    os.nice(BEHIND_REQUESTS)
     try:
         result = work(module)
     except (ReleaseError, ValueError) as error:

@@ -66,6 +66,10 @@ options:
     description: Path of the deep health address.
     type: str
     default: /-/health/deep
+  health_ca_file:
+    description: File with the authority's certificate, where the web service speaks TLS. Empty is plain HTTP.
+    type: str
+    default: ""
   start_timeout:
     description: Seconds the release may take to become healthy.
     type: int
@@ -89,7 +93,10 @@ options:
     type: str
     default: localhost
   journal_lines:
-    description: Number of lines of the journal in the message of a failure.
+    description:
+      - Number of lines of the journal in the message of a failure.
+      - They are the last ones, or the last ones that end with an exception where the very last hold none, since a
+        failing service is started again at once.
     type: int
     default: 30
 """
@@ -194,7 +201,9 @@ def activate(node: Node, plan: Plan, seen: Observed, params: dict[str, Any]) -> 
         outcome, runs = f"The node stays with {release}.", release
         if plan.switch:
             outcome, runs = put_back(node, seen, params)
-        error = RuntimeFailure(f"Release {release} does not run: {failure}. {outcome} Journal:\n{journal}")
+        # Said before the journal and after it: what stands last is what is still on the screen.
+        reason = f"Release {release} does not run: {failure}"
+        error = RuntimeFailure(f"{reason}. {outcome} Journal:\n{journal}\n{reason}")
         error.journal = journal  # type: ignore[attr-defined]
         error.release = runs  # type: ignore[attr-defined]
         raise error from failure
@@ -232,6 +241,7 @@ def main() -> None:
             "health_address": {"type": "str", "required": True},
             "health_port": {"type": "int", "required": True},
             "health_path": {"type": "str", "default": "/-/health/deep"},
+            "health_ca_file": {"type": "str", "default": ""},
             "start_timeout": {"type": "int", "default": 60},
             "previous": {"type": "str", "default": ""},
             "warm_up_paths": {"type": "list", "elements": "str", "default": []},
@@ -245,7 +255,7 @@ def main() -> None:
     reasons: list[str] = []
     try:
         validate(params["release"], params["units"], params["warm_up_paths"])
-        node = Node(params["home"], params["stray_units"])
+        node = Node(params["home"], params["stray_units"], ca_file=params["health_ca_file"])
         seen = node.observe(params["units"], params["restart_on"])
         plan = make_plan(params["release"], params["units"], params["restart_on"], seen)
         reasons = list(plan.reasons)

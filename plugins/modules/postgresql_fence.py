@@ -21,6 +21,7 @@ description:
   - With O(handover_token) it is the planned way. A checkpoint is made first, and the token is written into the WAL
     right before the stop, for the standby that waits for it with M(flotilla.django.postgresql_promote).
   - What cannot be carried out is taken back. When the server could not be told to stop, the locks are off again.
+  - One run at a time does this to a server; another waits for it, for O(stop_timeout) at most.
 attributes:
   check_mode:
     support: full
@@ -43,6 +44,7 @@ options:
   handover_token:
     description: >-
       Written into the WAL before the stop. 8 to 64 letters and digits. The server must be a primary that answers.
+      With O(state=released), a member that anything but the hand-over with this token has put out of action is left so.
     type: str
   handover_to:
     description: >-
@@ -174,6 +176,13 @@ class Fence:
 
     def run(self) -> None:
         io.check_peer_options(self.params)
+        if self.module.check_mode:
+            self.decide_and_do()
+            return
+        with primary_io.one_at_a_time(self.cluster, self.params["stop_timeout"]):
+            self.decide_and_do()
+
+    def decide_and_do(self) -> None:
         node = io.read_node(self.cluster)
         self.result["locks"] = primary_io.locks(self.cluster)
         if self.params["state"] == "released":
@@ -202,7 +211,9 @@ class Fence:
     def decide_release(self, node: dict[str, Any]) -> promote_plan.FenceDecision:
         peers = io.ask_peers(self.params)
         locked = any(primary_io.locks(self.cluster).values())
-        return promote_plan.decide_release(node, locked, peers, self.params["accept"])
+        token = self.params["handover_token"]
+        foreign = bool(token) and primary_io.locked_by(self.cluster) not in (None, token)
+        return promote_plan.decide_release(node, locked, peers, self.params["accept"], foreign)
 
     def server(self) -> int:
         pid = io.server_process(self.cluster.data_directory)
@@ -224,7 +235,7 @@ class Fence:
                     primary_io.wait_for_standby(connection, self.params["handover_to"], MAX_LAG_BYTES, 10)
                 before = primary_io.locks(self.cluster)
                 try:
-                    primary_io.lock(self.cluster)
+                    primary_io.lock(self.cluster, token)
                     # After the locks: who finds the message knows that they are on.
                     connection.execute(
                         "SELECT pg_logical_emit_message(false, %s, %s::text)", (wal.MESSAGE_PREFIX, token)

@@ -91,6 +91,11 @@ options:
     type: list
     elements: str
     default: []
+  absent_slots:
+    description: Slots of members that left for good. They are dropped; one that is in use is an error.
+    type: list
+    elements: str
+    default: []
   start_timeout:
     description: How long to wait until the server answers SQL, in seconds. Crash recovery takes time.
     type: int
@@ -174,6 +179,7 @@ def argument_spec() -> dict[str, Any]:
             },
         },
         "slots": {"type": "list", "elements": "str", "default": []},
+        "absent_slots": {"type": "list", "elements": "str", "default": []},
         "start_timeout": {"type": "int", "default": 60},
         "streaming_timeout": {"type": "int", "default": 0},
     }
@@ -190,7 +196,10 @@ def run(module: AnsibleModule) -> dict[str, Any]:
                 params["roles"], objects_io.read_roles(connection), objects_io.verifier_maker(connection)
             )
             steps += objects_plan.plan_databases(params["databases"], objects_io.read_databases(connection))
-        slot_steps, warnings = objects_plan.plan_slots(params["slots"], io.read_slots(connection), in_recovery)
+        slots = io.read_slots(connection)
+        steps += objects_plan.plan_absent_slots(params["absent_slots"], slots)
+        kept = {name: slot for name, slot in slots.items() if name not in params["absent_slots"]}
+        slot_steps, warnings = objects_plan.plan_slots(params["slots"], kept, in_recovery)
         steps += slot_steps
         if not module.check_mode:
             objects_io.execute(connection, steps)

@@ -41,6 +41,7 @@ options:
       - V(promoted) makes the standby the primary.
       - V(called_off) ends a run that waits with O(handover_token) on this host. When this returns, the standby will
         not be promoted by it any more, unless it says RV(promotion_pending). RV(role) says whether it was already.
+        With O(handover_token) only the run that waits for this token is ended.
     type: str
     choices: [promoted, called_off]
     default: promoted
@@ -57,6 +58,12 @@ options:
   handover_token:
     description: The token that M(flotilla.django.postgresql_fence) is given on that peer. 8 to 64 letters and digits.
     type: str
+  patience:
+    description: >-
+      For how many seconds a run that waits may go on, and end by itself, before O(state=called_off) ends it. Somebody
+      may just be moving the primary.
+    type: int
+    default: 0
   since_lsn:
     description: >-
       A position before the token, from which the WAL is searched. The default is what has been replayed when the
@@ -185,7 +192,8 @@ lag_bytes:
   type: int
   returned: when it was decided
 data_loss_bytes:
-  description: How many bytes of WAL are lost at most. Null when it is not known.
+  description: >-
+    How many bytes of WAL are lost, from where the new timeline begins to O(upstream_lsn). Null when it is not known.
   type: int
   returned: when it was decided
 synchronous_standby_names:
@@ -240,6 +248,7 @@ def argument_spec() -> dict[str, Any]:
         "handover_token": {"type": "str", "no_log": False},  # unique, not secret
         "since_lsn": {"type": "str"},
         "handover_timeout": {"type": "int", "default": 60},
+        "patience": {"type": "int", "default": 0},
         "after_lsn": {"type": "str"},
         "upstream_lsn": {"type": "str"},
         "max_lag_bytes": {"type": "int", "default": 0},
@@ -295,7 +304,7 @@ class Promotion:
 
     def call_off(self) -> None:
         if not self.module.check_mode:
-            found, promoting = primary_io.call_off(self.cluster)
+            found, promoting = primary_io.call_off(self.cluster, self.params["handover_token"], self.params["patience"])
             self.result["called_off"] = self.result["changed"] = found
             if promoting:
                 with io.connect(self.cluster) as connection:
@@ -392,10 +401,18 @@ class Promotion:
             raise io.PostgresqlError(
                 f"promoted, but the timeline is {timeline}, and was {self.result['timeline_before']}"
             )
+        self.measure_loss(timeline)
         connection.execute("SET statement_timeout = 0")
         connection.execute("CHECKPOINT")
         self.seconds["checkpoint"] = round(primary_io.clock() - began, 3)
         self.result["seconds"] = self.seconds
+
+    def measure_loss(self, timeline: int) -> None:
+        """To the byte: what was received may end within a record, where the new timeline does not begin."""
+        upstream = self.params["upstream_lsn"]
+        begins = primary_io.switch_point(self.cluster, timeline)
+        if upstream and begins is not None:
+            self.result["data_loss_bytes"] = max(0, wal.lsn(upstream) - begins)
 
     def keep_commits_possible(self, connection: Any) -> None:
         setting = primary_io.read_synchronous(connection)

@@ -73,6 +73,12 @@ options:
       line.
     type: path
     required: true
+  ca_file:
+    description:
+      - File with the certificate of the authority that signed those of the sources. With it the connection is
+        encrypted, and made only to a server whose certificate is for its address (C(sslmode=verify-full)).
+      - Without it libpq decides.
+    type: path
   slot:
     description: Name of this member's physical slot.
     type: str
@@ -221,6 +227,7 @@ def argument_spec() -> dict[str, Any]:
         "sources": {"type": "list", "elements": "str", "required": True},
         "user": {"type": "str", "required": True},
         "passfile": {"type": "path", "required": True, "no_log": False},  # a path, not a password
+        "ca_file": {"type": "path"},
         "slot": {"type": "str", "required": True},
         "methods": {"type": "list", "elements": "str", "choices": methods, "default": methods},
         "replace_damaged": {"type": "bool", "default": False},
@@ -245,7 +252,8 @@ class Run:
         self.lock = -1
 
     def _source(self, addresses: list[str]) -> clone_io.Source:
-        return clone_io.Source(tuple(addresses), self.params["port"], self.params["user"], self.params["passfile"])
+        login = (self.params["port"], self.params["user"], self.params["passfile"])
+        return clone_io.Source(tuple(addresses), *login, self.params["ca_file"] or "")
 
     def __call__(self) -> dict[str, Any]:
         begin = time.monotonic()

@@ -17,6 +17,8 @@ description:
   - Asks all members who is the master and lets this one follow it. Where no member is the master, all of them have
     answered and this one loses nothing by it, it becomes the master. C(CONFIG REWRITE) makes that last.
   - Never moves a master that holds data. Two masters that hold data are refused.
+  - Where a majority of Sentinels watches the tier (O(sentinel_port)), it is they who choose the master and settle two
+    of them; this module waits for that.
   - Waits until a replica is in step with the master. Fails after O(wait) seconds.
 attributes:
   check_mode:
@@ -28,21 +30,9 @@ attributes:
   idempotent:
     support: full
     description: A second run changes nothing.
+extends_documentation_fragment:
+  - flotilla.django.redis
 options:
-  members:
-    description: All members of the tier, in the order of the inventory.
-    type: list
-    elements: dict
-    required: true
-    suboptions:
-      name:
-        description: Name of the member.
-        type: str
-        required: true
-      address:
-        description: IP address at which the others reach it.
-        type: str
-        required: true
   node:
     description: Name of the member on which the module runs.
     type: str
@@ -51,18 +41,6 @@ options:
     description:
       - Name of the member that becomes the master of a tier without any data. The first one of O(members) by default.
     type: str
-  port:
-    description: TCP port of Redis on every member.
-    type: int
-    default: 6379
-  login_user:
-    description: Redis user with all rights.
-    type: str
-    required: true
-  login_password:
-    description: Its password.
-    type: str
-    required: true
   config_paths:
     description: Files with settings that the running Redis has to have.
     type: list
@@ -71,10 +49,15 @@ options:
   acl_path:
     description: File with the users that the running Redis has to have. Users that are not in it are deleted.
     type: str
-  timeout:
-    description: Seconds after which a member that has not answered counts as unreachable.
-    type: float
-    default: 2.0
+  certificate_file:
+    description: File with the certificate that Redis should show. One that shows another reads it again.
+    type: path
+  fresh_connections:
+    description:
+      - When this node is in its place, end the connections of everybody else and that to its master, and wait until it
+        is in step again. Those that were made before TLS was turned on come back with it.
+    type: bool
+    default: false
   wait:
     description: Seconds to wait until this node runs, the master is known and the data is copied.
     type: float
@@ -116,6 +99,10 @@ topology:
   elements: str
   returned: always
   sample: [REPLICAOF 192.0.2.41 6379]
+ended:
+  description: How many connections O(fresh_connections) ended.
+  type: int
+  returned: always
 reason:
   description: Why the topology is as it is now.
   type: str
@@ -129,6 +116,8 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.flotilla.django.plugins.module_utils import _redis_io as redis_io
 from ansible_collections.flotilla.django.plugins.module_utils import _redis_plan as redis_plan
+from ansible_collections.flotilla.django.plugins.module_utils import _redis_sentinel_io as sentinel_io
+from ansible_collections.flotilla.django.plugins.module_utils import _redis_sentinel_plan as sentinel_plan
 
 
 @dataclass
@@ -138,13 +127,14 @@ class Result:
     settings: list[str] = field(default_factory=list)
     users: list[str] = field(default_factory=list)
     topology: list[str] = field(default_factory=list)
+    ended: int = 0
     reason: str = ""
     warnings: list[str] = field(default_factory=list)
 
     def values(self) -> dict[str, Any]:
-        changed = bool(self.settings or self.users or self.topology)
+        changed = bool(self.settings or self.users or self.topology or self.ended)
         named = {"settings": self.settings, "users": self.users, "topology": self.topology, "reason": self.reason}
-        return {"changed": changed, **named}
+        return {"changed": changed, "ended": self.ended, **named}
 
 
 def converge_files(client: redis_io.Client, params: dict[str, Any], result: Result, check: bool) -> None:
@@ -153,6 +143,8 @@ def converge_files(client: redis_io.Client, params: dict[str, Any], result: Resu
     for path in params["config_paths"]:
         wanted |= redis_plan.parse_settings(redis_io.read_text(path))
     to_set = redis_io.differing_settings(client, wanted)
+    if redis_io.shows_another(client, params["certificate_file"]) and "tls-cert-file" in wanted:
+        to_set["tls-cert-file"] = wanted["tls-cert-file"]  # the same name again: Redis reads the file
     result.settings = sorted(to_set)
     if to_set and not check:
         client.call("CONFIG", "SET", *(word for pair in to_set.items() for word in pair))
@@ -166,12 +158,13 @@ def converge_files(client: redis_io.Client, params: dict[str, Any], result: Resu
 
 def converge_topology(params: dict[str, Any], result: Result, check: bool, deadline: float) -> None:
     """Asks and acts until this node is in its place. Raises TimeoutError or ValueError."""
-    login = (params["login_user"], params["login_password"], params["timeout"])
+    login = redis_io.login_of(params)
     initial_master = params["initial_master"] or params["members"][0]["name"]
     while True:
         nodes = redis_io.ask_all(params["members"], params["port"], *login)
+        sentinels = sentinel_io.ask_all(params["members"], params["sentinel_port"], *login)
         me = next(node for node in nodes if node.name == params["node"])
-        decision = redis_plan.decide(nodes, me.name, initial_master)
+        decision = redis_plan.decide(nodes, me.name, initial_master, sentinel_plan.chosen_master(sentinels))
         result.reason = decision.reason
         late = time.monotonic() > deadline
         if me.state != redis_plan.UP:
@@ -212,18 +205,15 @@ def converge_topology(params: dict[str, Any], result: Result, check: bool, deadl
 
 
 def main() -> None:
-    member = {"name": {"type": "str", "required": True}, "address": {"type": "str", "required": True}}
     module = AnsibleModule(
         argument_spec={
-            "members": {"type": "list", "elements": "dict", "required": True, "options": member},
+            **redis_io.member_options(),
             "node": {"type": "str", "required": True},
             "initial_master": {"type": "str"},
-            "port": {"type": "int", "default": 6379},
-            "login_user": {"type": "str", "required": True},
-            "login_password": {"type": "str", "required": True, "no_log": True},
             "config_paths": {"type": "list", "elements": "str", "default": []},
             "acl_path": {"type": "str"},
-            "timeout": {"type": "float", "default": 2.0},
+            "certificate_file": {"type": "path"},
+            "fresh_connections": {"type": "bool", "default": False},
             "wait": {"type": "float", "default": 60.0},
         },
         supports_check_mode=True,
@@ -232,7 +222,7 @@ def main() -> None:
     addresses = {member["name"]: member["address"] for member in params["members"]}
     if params["node"] not in addresses:
         module.fail_json(msg=f"node is '{params['node']}', wanted one of the members: {', '.join(addresses)}")
-    login = (params["login_user"], params["login_password"], params["timeout"])
+    login = redis_io.login_for(module)
     result = Result()
     deadline = time.monotonic() + params["wait"]
     try:
@@ -250,6 +240,10 @@ def main() -> None:
         with client:
             converge_files(client, params, result, check)
         converge_topology(params, result, check, deadline)
+        if params["fresh_connections"] and not check:
+            with redis_io.Client(addresses[params["node"]], params["port"], *login) as client:
+                result.ended = redis_io.end_connections(client)
+            converge_topology(params, result, check, deadline)
     except (OSError, ValueError, redis_io.ReplyError) as error:
         module.fail_json(msg=str(error), **result.values())
     for warning in result.warnings:

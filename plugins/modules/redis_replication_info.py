@@ -16,6 +16,8 @@ description:
     keys, and says who is the master. It never assumes it.
   - With O(node) it also says what that member has to do, what differs from its configuration files, and some
     facts of the host on which it runs.
+  - With O(sentinel_port) it also asks every Sentinel, which tells the right one of two masters; with O(sentinel) it
+    says what differs with that of this host.
   - Speaks to Redis itself, with the standard library of Python alone. The password is on no command line.
 attributes:
   check_mode:
@@ -27,37 +29,10 @@ attributes:
   idempotent:
     support: full
     description: Changes nothing.
+extends_documentation_fragment:
+  - flotilla.django.redis
+  - flotilla.django.redis.sentinel
 options:
-  members:
-    description: All members of the tier, in the order of the inventory.
-    type: list
-    elements: dict
-    required: true
-    suboptions:
-      name:
-        description: Name of the member.
-        type: str
-        required: true
-      address:
-        description: IP address at which the others reach it.
-        type: str
-        required: true
-  port:
-    description: TCP port of Redis on every member.
-    type: int
-    default: 6379
-  login_user:
-    description: Redis user. Needs C(INFO); with O(node) also C(CONFIG GET) and C(ACL).
-    type: str
-    required: true
-  login_password:
-    description: Its password.
-    type: str
-    required: true
-  timeout:
-    description: Seconds after which a member that has not answered counts as unreachable.
-    type: float
-    default: 2.0
   node:
     description: Name of the member on which the module runs. Leave it out on other hosts.
     type: str
@@ -73,6 +48,9 @@ options:
   acl_path:
     description: File with the users that the running Redis should have. Compared when O(node) is given.
     type: str
+  certificate_file:
+    description: File with the certificate that the running Redis should show. Compared when O(node) is given.
+    type: path
   topology_path:
     description: The file that Redis itself rewrites.
     type: str
@@ -122,7 +100,8 @@ nodes:
       type: str
     state:
       description:
-        - V(up), V(loading), V(refused) (no Redis listens there), V(unreachable), V(denied) (user or password wrong).
+        - V(up), V(loading), V(refused) (no Redis listens there), V(unreachable), V(denied)
+          (user or password wrong, or its certificate is not believed).
       type: str
     role:
       description: V(master), V(replica), or empty when it did not answer.
@@ -151,6 +130,31 @@ nodes:
     detail:
       description: The error of a member that did not answer.
       type: str
+sentinels:
+  description: What each Sentinel said. Empty without O(sentinel_port).
+  type: list
+  elements: dict
+  returned: always
+  contains:
+    name:
+      description: Name of the member.
+      type: str
+    address:
+      description: Its address.
+      type: str
+    state:
+      description: As in RV(nodes[].state).
+      type: str
+    master_address:
+      description: Address of the master that it watches, empty while it watches nothing.
+      type: str
+    flags:
+      description: What it thinks of that master. Only V(master) while all is well.
+      type: list
+      elements: str
+    detail:
+      description: The error of a Sentinel that did not answer.
+      type: str
 decision:
   description: What O(node) has to do about the topology.
   type: dict
@@ -171,13 +175,19 @@ settled:
   type: bool
   returned: when O(node) is given
 differs:
-  description: Names of the settings and users that differ from the files. Empty when this node does not run.
+  description:
+    - Names of the settings and users that differ from the files, and V(certificate) when another one than that of the
+      file is shown. Empty when this node does not run.
   type: list
   elements: str
   returned: when O(node) is given
 own_state:
   description: RV(nodes[].state) of O(node).
   type: str
+  returned: when O(node) is given
+ca_exists:
+  description: Whether O(ca_file) exists.
+  type: bool
   returned: when O(node) is given
 topology_exists:
   description: Whether O(topology_path) exists.
@@ -188,6 +198,19 @@ topology_seed:
   type: str
   returned: when O(node) is given
   sample: replicaof 192.0.2.41 6379
+sentinel_exists:
+  description: Whether the file of the Sentinel on this host exists and is its own, not copied from another host.
+  type: bool
+  returned: when O(sentinel) is given
+sentinel_state:
+  description: RV(sentinels[].state) of O(node), empty without O(sentinel_port).
+  type: str
+  returned: when O(sentinel) is given
+sentinel_differs:
+  description: What is not as it should be with the Sentinel of this host. Empty when it is in its place.
+  type: list
+  elements: str
+  returned: when O(sentinel) is given
 memory_mb:
   description: Memory of this host in MiB.
   type: int
@@ -209,6 +232,8 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.flotilla.django.plugins.module_utils import _redis_io as redis_io
 from ansible_collections.flotilla.django.plugins.module_utils import _redis_plan as redis_plan
+from ansible_collections.flotilla.django.plugins.module_utils import _redis_sentinel_io as sentinel_io
+from ansible_collections.flotilla.django.plugins.module_utils import _redis_sentinel_plan as sentinel_plan
 
 
 def differences(params: dict[str, Any], address: str) -> list[str]:
@@ -217,19 +242,21 @@ def differences(params: dict[str, Any], address: str) -> list[str]:
     for path in params["config_paths"]:
         wanted |= redis_plan.parse_settings(redis_io.read_text(path))
     users = redis_plan.parse_users(redis_io.read_text(params["acl_path"])) if params["acl_path"] else {}
-    login = (params["login_user"], params["login_password"], params["timeout"])
+    login = redis_io.login_of(params)
     with redis_io.Client(address, params["port"], *login) as client:
         names = list(redis_io.differing_settings(client, wanted))
+        if redis_io.shows_another(client, params["certificate_file"]):
+            names.append("certificate")
         if users:
             to_set, to_delete = redis_io.differing_users(client, users)
             names += [f"user {name}" for name in to_set + to_delete]
     return names
 
 
-def about_node(params: dict[str, Any], nodes: list[redis_plan.Node]) -> dict[str, Any]:
+def about_node(params: dict[str, Any], nodes: list[redis_plan.Node], chosen: str) -> dict[str, Any]:
     """What concerns the member on which the module runs."""
     initial_master = params["initial_master"] or nodes[0].name
-    decision = redis_plan.decide(nodes, params["node"], initial_master)
+    decision = redis_plan.decide(nodes, params["node"], initial_master, chosen)
     me = next(node for node in nodes if node.name == params["node"])
     differs = differences(params, me.address) if me.state == redis_plan.UP else []
     in_place = decision.action == redis_plan.STAY and (me.is_master or me.link_up)
@@ -239,39 +266,64 @@ def about_node(params: dict[str, Any], nodes: list[redis_plan.Node]) -> dict[str
         "settled": in_place and not differs,
         "differs": differs,
         "own_state": me.state,
+        "ca_exists": bool(params["ca_file"]) and Path(params["ca_file"]).exists(),
         "topology_exists": bool(params["topology_path"]) and Path(params["topology_path"]).exists(),
-        "topology_seed": redis_plan.topology_seed(nodes, params["node"], params["port"], initial_master),
+        "topology_seed": redis_plan.topology_seed(nodes, params["node"], params["port"], initial_master, chosen),
         "memory_mb": redis_io.host_memory_mb(),
         "overcommit_memory": value,
         "overcommit_writable": writable,
     }
 
 
+def about_sentinel(
+    params: dict[str, Any], sentinels: list[sentinel_plan.Sentinel], master: redis_plan.Node | None
+) -> dict[str, Any]:
+    """What concerns the Sentinel of the member on which the module runs."""
+    address = next(member["address"] for member in params["members"] if member["name"] == params["node"])
+    text = redis_io.read_text(params["sentinel"]["path"])
+    own = next((sentinel for sentinel in sentinels if sentinel.name == params["node"]), None)
+    state = own.state if own else ""
+    return {
+        "sentinel_exists": bool(text) and not sentinel_plan.is_foreign(text, address),
+        "sentinel_state": state,
+        "sentinel_differs": (
+            sentinel_io.differences(params, own, sentinels, master) if own and state == redis_plan.UP else [state]
+        ),
+    }
+
+
 def main() -> None:
-    member = {"name": {"type": "str", "required": True}, "address": {"type": "str", "required": True}}
     module = AnsibleModule(
         argument_spec={
-            "members": {"type": "list", "elements": "dict", "required": True, "options": member},
-            "port": {"type": "int", "default": 6379},
-            "login_user": {"type": "str", "required": True},
-            "login_password": {"type": "str", "required": True, "no_log": True},
-            "timeout": {"type": "float", "default": 2.0},
+            **redis_io.member_options(),
+            **sentinel_io.sentinel_options(),
             "node": {"type": "str"},
             "initial_master": {"type": "str"},
             "config_paths": {"type": "list", "elements": "str", "default": []},
             "acl_path": {"type": "str"},
+            "certificate_file": {"type": "path"},
             "topology_path": {"type": "str"},
         },
+        required_by={"sentinel": ["node"]},
         supports_check_mode=True,
     )
     params = module.params
     if not params["members"]:
         module.fail_json(msg="members is empty, wanted at least one member")
-    login = (params["login_user"], params["login_password"], params["timeout"])
+    login = redis_io.login_for(module)
     nodes = redis_io.ask_all(params["members"], params["port"], *login)
-    result: dict[str, Any] = {"nodes": [asdict(node) for node in nodes], "master": {}, "problem": ""}
+    sentinels = sentinel_io.ask_all(params["members"], params["sentinel_port"], *login)
+    chosen = sentinel_plan.chosen_master(sentinels)
+    shown = ("name", "address", "state", "master_address", "flags", "detail")
+    result: dict[str, Any] = {
+        "nodes": [asdict(node) for node in nodes],
+        "sentinels": [{name: getattr(sentinel, name) for name in shown} for sentinel in sentinels],
+        "master": {},
+        "problem": "",
+    }
+    master = None
     try:
-        master = redis_plan.find_master(nodes)
+        master = redis_plan.find_master(nodes, chosen)
         if master is None:
             result["problem"] = "no member is the master"
         else:
@@ -280,7 +332,9 @@ def main() -> None:
         result["problem"] = str(error)
     if params["node"]:
         try:
-            result |= about_node(params, nodes)
+            result |= about_node(params, nodes, chosen)
+            if params["sentinel"]:
+                result |= about_sentinel(params, sentinels, master)
         except (ValueError, OSError, redis_io.ReplyError) as error:
             module.fail_json(msg=str(error), **result)
     module.exit_json(changed=False, **result)

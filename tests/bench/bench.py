@@ -7,7 +7,10 @@
 3. requests per second through the balancer against one gunicorn node and one Nginx asked directly (wrk)
 4. the memory of each daemon at rest
 5. deploys under load in four ways, and what a node costs (deploys.py)
-6. how long Django cannot write while the primary moves, against the same move made by hand (switchover.py)
+6. how long Django cannot write while the primary moves, against the same move made by hand, and after it died
+   (switchover.py)
+7. the same with Patroni on the same hosts (patroni.py)
+8. how the time of the playbooks grows from 5 hosts to 30 (growth.py)
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.bench import deploys
-from tests.bench.switchover import switchover
+from tests.bench.growth import growth
+from tests.bench.patroni import patroni
+from tests.bench.switchover import Moves, failover, switchover
 from tests.cluster import DOMAIN, ROOT, Browser, Lab
 
 HOSTS = "all:!lab_spare"
@@ -179,8 +184,8 @@ def main() -> int:
     parser.add_argument("--lab", default="bench", help="the lab to use (default: %(default)s, made and removed)")
     parser.add_argument(
         "--only",
-        choices=["converge", "throughput", "memory", "deploys", "switchover"],
-        help="one part, on a lab that is up",
+        choices=["converge", "throughput", "memory", "deploys", "switchover", "failover", "patroni", "growth"],
+        help="one part, on a lab that is up (growth makes its own); patroni makes our moves before, to compare with",
     )
     parser.add_argument("--duration", type=int, default=8, help="seconds of each load (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each load (default: %(default)s)")
@@ -201,10 +206,17 @@ def main() -> int:
             print(f"  {host:<8} {name:<14} {size / 1024:7.1f} MiB")
     if arguments.only in {None, "deploys"}:
         deploys.run(lab, results.add, arguments.rate)
-    if arguments.only in {None, "switchover"}:
-        switchover(lab, results, arguments.rounds)
+    moves: Moves = {}
+    if arguments.only in {None, "switchover", "patroni"}:
+        moves |= switchover(lab, results, arguments.rounds)
+    if arguments.only in {None, "failover", "patroni"}:
+        moves |= failover(lab, results, arguments.rounds)
+    if arguments.only in {None, "patroni"}:
+        patroni(lab, results, moves, arguments.rounds)
     if arguments.only is None:
         seconds(lab, "lab/lab", "down")
+    if arguments.only in {None, "growth"}:
+        growth(lab.name, results.add)
     return 1 if results.missed else 0
 
 

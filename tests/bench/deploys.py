@@ -290,6 +290,18 @@ def parts_of(played: Played) -> dict[str, dict[str, float]]:
     }
 
 
+def written(name: str, hosts: dict[str, Any]) -> Path:
+    """An inventory with these hosts and the lab's variables."""
+    # As deep as inventories/lab: the group variables find the lab and the example from there.
+    directory = ROOT / ".build" / name
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "hosts.yml").write_text(yaml.safe_dump(hosts))
+    variables = directory / "group_vars"
+    if not variables.is_symlink():
+        variables.symlink_to("../../inventories/lab/group_vars")
+    return directory
+
+
 def inventory_of(nodes: int, light: bool = False) -> Path:
     """The lab's inventory with so many nodes; light: with one host of each other tier."""
     hosts = yaml.safe_load((ROOT / "inventories/lab/hosts.yml").read_text())
@@ -299,14 +311,7 @@ def inventory_of(nodes: int, light: bool = False) -> Path:
     for name, tier in tiers.items():
         if light and name != "django":
             tier["hosts"] = dict(list(tier["hosts"].items())[:1])
-    # As deep as inventories/lab: the group variables find the lab and the example from there.
-    directory = ROOT / ".build" / f"bench-{nodes}{'-light' if light else ''}"
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "hosts.yml").write_text(yaml.safe_dump(hosts))
-    variables = directory / "group_vars"
-    if not variables.is_symlink():
-        variables.symlink_to("../../inventories/lab/group_vars")
-    return directory
+    return written(f"bench-{nodes}{'-light' if light else ''}", hosts)
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,30 @@ def test_all_mistakes_at_once(site: Site) -> None:
         assert message in run.output, run.output
 
 
+def test_an_address_that_cannot_be_shared(site: Site) -> None:
+    for value, message in (
+        ("www.example.com", "got 'www.example.com', wants an IP address"),
+        ("192.0.2.3", "got 192.0.2.3, which is the address of db1; wants one that no host has"),
+    ):
+        run = site({"haproxy_virtual_address": value, "keepalived_router_id": "0"})
+        assert run.status != 0
+        assert run.contacts == 0
+        assert f"- haproxy_virtual_address on lb1: {message}" in " ".join(run.output.split()), run.output
+
+
+def test_a_firewall_that_lets_nobody_in(site: Site) -> None:
+    rules = [{"name": "x", "ports": ["http"], "from": ["any"]}]
+    run = site({"firewall_enabled": True, "firewall_extra_rules": rules, "firewall_admin_network": ["192.0.2.0/24"]})
+    assert run.status != 0
+    assert run.contacts == 0
+    said = " ".join(run.output.split())
+    everywhere = "on lb1, app1, c1, db1, s1"
+    assert "The inventory has 3 mistakes" in said, run.output
+    assert f"- firewall_admin_networks {everywhere}: is not set although firewall_enabled is" in said, run.output
+    assert f"- firewall_extra_rules {everywhere}: x: got the port 'http'" in said, run.output
+    assert "did you mean firewall_admin_networks?" in said, run.output
+
+
 def test_hosts_outside_the_limit_are_checked(site: Site) -> None:
     run = site(app1={"haproxy_weight": 0}, options=("--limit", "s1", "--tags", "nginx_static"))
     assert run.status != 0
@@ -151,6 +175,19 @@ def test_a_certificate_that_is_not_there(site: Site) -> None:
         run.output
     )
     assert "/nonexistent.pem" in run.output, run.output
+
+
+def test_a_certificate_for_another_name(site: Site, tmp_path: Path) -> None:
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-subj", "/CN=www.example.com", "-addext", "subjectAltName=DNS:shop.example.com", "-days", "2"]
+    subprocess.run([*command, "-keyout", tmp_path / "key", "-out", tmp_path / "pem"], check=True, capture_output=True)
+    key = (tmp_path / "key").read_text()
+    run = site(lb1={"haproxy_tls_certificate": (tmp_path / "pem").read_text(), "haproxy_tls_key": key})
+    assert run.status != 0
+    assert run.contacts == 0
+    wanted = "haproxy_tls_certificate on lb1: is for shop.example.com, wants one for www.example.com"
+    assert wanted in run.output, run.output
+    assert key.splitlines()[1] not in run.output
 
 
 def test_a_project_without_manage_py(site: Site, tmp_path: Path) -> None:

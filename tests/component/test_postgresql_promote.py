@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import fcntl
 import json
 import os
 import pwd
@@ -265,7 +266,12 @@ def test_a_waiting_run_is_called_off(pair: Pair, run_module: Run) -> None:
         lock = Path(f"/run/lock/flotilla-promote-{VERSION}-{pair.db2.base.name}-db2")
         wait(lambda: lock.exists() and lock.read_text())
         second = run_module("postgresql_promote", pair.handover())
-        ended = run_module("postgresql_promote", pair.db2.options(state="called_off"))
+        another = {"handover_from": "db1", "handover_token": "token-of-another"}
+        spared = run_module("postgresql_promote", pair.db2.options(state="called_off", **another))
+        assert spared["called_off"] is False
+        began = time.monotonic()
+        ended = run_module("postgresql_promote", pair.db2.options(state="called_off", patience=2))
+        assert time.monotonic() - began > 2, "it might have ended by itself"
         assert waiting.result() == -signal.SIGKILL
     assert second["failed"]
     assert "another run waits" in second["msg"]
@@ -280,6 +286,29 @@ def test_a_waiting_run_is_called_off(pair: Pair, run_module: Run) -> None:
     pair.db1.start()
     assert pair.db1.sql("SELECT pg_is_in_recovery()") == "f"
     assert pair.db1.start_conf.read_text() == "# comment\nauto\n"
+
+
+def test_two_who_hand_over_at_the_same_time_do_not_get_into_each_others_way(pair: Pair, run_module: Run) -> None:
+    lock = Path(f"/run/lock/flotilla-fence-{VERSION}-{pair.db1.base.name}-db1")
+    handover = pair.db1.options(handover_token="token-of-the-first")
+    release = pair.db1.options(state="released", handover_token="token-of-the-second", **pair.db2.as_peer())
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for arguments in (handover, release):
+            waited = run_module("postgresql_fence", {**arguments, "stop_timeout": 1})
+            assert "another run has been putting" in waited["msg"], waited
+    assert pair.db1.sql("SELECT pg_is_in_recovery()") == "f"
+    assert run_module("postgresql_fence", handover)["fenced"]
+    late = run_module("postgresql_fence", pair.db1.options(handover_token="token-of-the-second"))
+    assert "cannot hand over" in late["msg"], late
+    # It must not take back what the first one has done: that one's standby may be about to be promoted.
+    foreign = run_module("postgresql_fence", release)
+    assert "another run has put it out of action" in foreign["msg"], foreign
+    assert (pair.db1.data / "standby.signal").exists()
+    own = run_module("postgresql_fence", {**release, "handover_token": "token-of-the-first"})
+    assert not own["failed"], own
+    pair.db1.start()
+    assert pair.db1.sql("SELECT pg_is_in_recovery()") == "f"
 
 
 def wait_for_the_token(pair: Pair) -> int:
@@ -307,16 +336,19 @@ def test_after_a_crash_the_standby_says_what_is_lost(pair: Pair, run_module: Run
     assert (fenced["fenced"], fenced["method"], fenced["shut_down"]) == (True, "none", False), fenced
     assert run_module("postgresql_fence", pair.db1.options(force=True))["changed"] is False
     has = standby.sql("SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())")
-    lost = lsn(fenced["end_lsn"]) - lsn(has)
+    lacks = lsn(fenced["end_lsn"]) - lsn(has)
     arguments = pair.promote(fenced=["db1"], upstream_lsn=fenced["end_lsn"])
-    if lost > 0:
+    if lacks > 0:
         refused = run_module("postgresql_promote", arguments)
-        assert f"it lacks {lost} bytes" in refused["msg"]
+        assert f"it lacks {lacks} bytes" in refused["msg"]
     check = run_module("postgresql_promote", {**arguments, "accept": ["data_loss"]}, check=True)
     assert (check["promoted"], standby.sql("SELECT pg_is_in_recovery()")) == (True, "t")
     promoted = run_module("postgresql_promote", {**arguments, "accept": ["data_loss"]})
     assert promoted["promoted"], promoted
-    assert promoted["data_loss_bytes"] == max(0, lost)
+    # To the byte: from where the new timeline leaves the old one to where that one had come.
+    parent, begins, _reason = (standby.data / "pg_wal/00000002.history").read_text().split("\t")
+    assert parent == "1"
+    assert promoted["data_loss_bytes"] == lsn(fenced["end_lsn"]) - lsn(begins) >= max(0, lacks)
 
 
 def children(pid: int) -> list[int]:

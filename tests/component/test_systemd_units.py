@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from conftest import LabHost
 
 UNITS = "/etc/systemd/system"
@@ -153,7 +154,10 @@ def test_a_unit_that_fails_is_told_with_its_own_words(
     assert "exit status 7" in result["msg"] or "auto-restart" in result["msg"]
     assert "out of luck" in result["msg"]
     assert result["units"]["t-good.service"]["actions"] == ["start"]
-    # With its cause removed it starts, also when systemd had given it up.
+    # With its cause removed it starts, also when systemd had given it up. One that systemd starts again and again could
+    # be just running when it is looked at, by the old file, and fail a moment later.
+    if "Restart=always" in lines:
+        lab_host.run("systemctl stop t-fail")
     write_unit(lab_host, "t-fail.service", ["[Service]", "ExecStart=/bin/sleep infinity"])
     assert actions(units({"name": "t-fail"}), "t-fail.service")[-1:] in (["start"], [])
     assert lab_host.run("systemctl is-active t-fail").strip() == "active"

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs the stages of a set, two at a time where they are independent, and sums up: run.py [--list] SET...
+"""Runs the stages of a set, two at a time, and sums up: run.py [--list] SET...
+
+The scenario `cluster` runs last and alone: it measures times under load.
 
 Sets: lint, package, unit, component, molecule; fast (lint, unit, component), all (every one), full (all, with the tests
 marked `full` and every scenario on both Debian releases). `molecule:redis` is one scenario.
@@ -22,6 +24,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +36,20 @@ FAST = ("lint", "unit", "component")
 JOBS = int(os.environ.get("TEST_JOBS", "2"))
 # Scenarios that `make test` runs on Debian 12, so that it meets both releases; `make test-full` runs each on both.
 ON_DEBIAN_12 = ("single",)
+# Scenarios that only `make test-full` runs, or who asks for one by name.
+FULL_ONLY = ("tls",)
+# The stages that take longest, in that order.
+LONGEST = (
+    "molecule:prometheus",
+    "molecule:postgresql",
+    "molecule:redis",
+    "component",
+    "molecule:single",
+    "molecule:haproxy",
+    "molecule:django",
+    "unit",
+    "molecule:nginx_static",
+)
 DOCS_LINT = ("lint-collection-docs", "--plugin-docs", "--validate-collection-refs", "self", ".")
 TAIL = 40
 # pytest's last line, with or without its frame: "=== 1 failed, 3 passed in 3.20s ===", "4 passed in 65.01s (0:01:05)".
@@ -67,6 +84,11 @@ class Result:
     failed: int = 0
     skipped: int = 0
 
+    def tests_that_failed(self) -> list[str]:
+        """pytest's lines about them, with the reason's beginning."""
+        text = COLOUR.sub("", self.stage.log.read_text(encoding="utf-8", errors="replace"))
+        return [line for line in text.splitlines() if line.startswith(("FAILED tests/", "ERROR tests/"))]
+
 
 def _tool(name: str, *arguments: str) -> tuple[str, ...]:
     return (str(BIN / name), *arguments)
@@ -97,7 +119,7 @@ def package() -> list[Stage]:
 def _pytest(name: str, full: bool) -> list[Stage]:
     if not any((ROOT / "tests" / name).glob("**/test_*.py")):
         return []
-    stage = Stage(name, (), minutes=30 if full else 10)
+    stage = Stage(name, (), minutes=40 if full else 20)
     marks = ("-m", "full or not full") if full else ()
     command = _tool("pytest", "-q", f"--junitxml={stage.junit}", "--durations=5", *marks, f"tests/{name}")
     return [Stage(name, command, stage.minutes)]
@@ -112,7 +134,7 @@ def scenarios() -> list[str]:
 def molecule(full: bool, only: str | None = None) -> list[Stage]:
     stages = []
     for name in scenarios():
-        if only not in (None, name):
+        if only not in (None, name) or (name in FULL_ONLY and not full and only is None):
             continue
         default = os.environ.get("LAB_DEBIAN", "12" if name in ON_DEBIAN_12 else "13")
         releases = ["13", "12"] if full else [default]
@@ -121,9 +143,29 @@ def molecule(full: bool, only: str | None = None) -> list[Stage]:
             if full:
                 environment["PYTEST_ADDOPTS"] = "-m 'full or not full'"
             label = f"molecule:{name}:debian{release}"
-            minutes = (120 if full else 45) if name == "cluster" else (60 if full else 30)
+            minutes = (180 if full else 60) if name == "cluster" else (60 if full else 30)
             stages.append(Stage(label, _tool("molecule", "test", "-s", name), minutes, environment))
     return stages
+
+
+def in_turns(stages: list[Stage]) -> list[list[Stage]]:
+    """What may run side by side, turn after turn, in each the longest first, so that the two at a time end together.
+
+    The two Debian releases of a scenario use the same lab, and a run of the cluster measures times under load.
+    """
+
+    def turn(stage: Stage) -> int:
+        name, _, release = stage.name.partition(":debian")
+        return 2 + (release == "12") if name == "molecule:cluster" else int(name in twice and release == "12")
+
+    def length(stage: Stage) -> int:
+        name = stage.name.partition(":debian")[0]
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    names = [stage.name.partition(":debian")[0] for stage in stages]
+    twice = {name for name in names if names.count(name) > 1}
+    found = [[stage for stage in sorted(stages, key=length) if turn(stage) == number] for number in range(4)]
+    return [part for part in found if part]
 
 
 def _count_junit(result: Result) -> None:
@@ -241,7 +283,10 @@ class Runner:
             print(f"{name:<34}{result.seconds:8.1f} s  {word:<7} {counts}", flush=True)
             if result.code:
                 lines = result.stage.log.read_text(encoding="utf-8", errors="replace").splitlines()
-                print("\n".join(f"    {line}" for line in lines[-TAIL:]))
+                # pytest's reasons, which stand far above the end: below them molecule removes the hosts.
+                reasons = [line for line in lines if line.startswith("E  ")]
+                shown = reasons[-TAIL:] + lines[-3:] if reasons else lines[-TAIL:]
+                print("\n".join(f"    {line}" for line in shown))
                 print(f"    (all of it: {result.stage.log.relative_to(ROOT)})", flush=True)
 
 
@@ -254,32 +299,30 @@ def main() -> int:
 
     full = "full" in arguments.sets
     wanted = [part for name in arguments.sets for part in {"fast": FAST, "all": SETS, "full": SETS}.get(name, (name,))]
-    side_by_side: list[Stage] = []
-    in_turn: list[Stage] = []
+    stages: list[Stage] = []
     for name in dict.fromkeys(wanted):
         if name == "molecule" or name.startswith("molecule:"):
             found = molecule(full, name.partition(":")[2] or None)
             if not found:
                 parser.error(f"there is no scenario for {name!r}; there are: {', '.join(scenarios()) or 'none'}")
-            in_turn += found
+            stages += found
         elif name in ("unit", "component"):
-            side_by_side += _pytest(name, full)
+            stages += _pytest(name, full)
         elif name in ("lint", "package"):
-            side_by_side += lint() if name == "lint" else package()
+            stages += lint() if name == "lint" else package()
         else:
             parser.error(f"there is no set {name!r}; there are: {names}")
-    # The tests take longest, so they start first.
-    side_by_side.sort(key=lambda stage: stage.name not in ("unit", "component"))
+    turns = in_turns(stages)
     if arguments.list:
-        print("\n".join(stage.name for stage in side_by_side + in_turn))
+        print("\n".join(stage.name for stage in chain.from_iterable(turns)))
         return 0
 
     LOGS.mkdir(parents=True, exist_ok=True)
     runner = Runner()
     started = time.monotonic()
     try:
-        runner.run(side_by_side, JOBS)
-        runner.run(in_turn, 1)
+        for turn in turns:
+            runner.run(turn, JOBS)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -289,6 +332,8 @@ def main() -> int:
     print(f"\n{len(results)} stages in {time.monotonic() - started:.0f} s")
     if failed:
         print(f"failed: {', '.join(sorted(failed))}")
+        lines = [line for result in results if result.code for line in result.tests_that_failed()]
+        print("".join(f"    {line}\n" for line in lines), end="")
     total = {key: sum(getattr(result, key) for result in results) for key in ("passed", "failed", "skipped")}
     print(
         f"{total['passed']} passed, {total['failed']} failed"

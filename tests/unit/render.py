@@ -14,8 +14,8 @@ A test says what it wants to vary, everything else is the role's own defaults::
     ``template`` is a path below ``roles/<role>/templates``. ``variables`` win over everything, like ``-e``;
     they may hold templates. The text is what ``lookup('ansible.builtin.template', ...)`` gives the role:
     that very lookup is called. An undefined variable raises ``AnsibleUndefinedVariable``.
-``evaluate(role, expression, variables=None, topology="three", host=None, debian=13) -> Any``
-    The value of a Jinja expression in the same context.
+``evaluate(role, expression, variables=None, topology="three", host=None, debian=13, registered=True) -> Any``
+    The value of a Jinja expression in the same context; or in that of a role of which no task has run.
 ``hosts(role, topology) -> list[str]``
     The hosts on which the role runs there.
 
@@ -135,9 +135,15 @@ def role_variables(role: str, topology: str, host: str | None, debian: int = 13)
 
 
 def _templar(
-    role: str, template: str | None, variables: dict[str, Any] | None, topology: str, host: str | None, debian: int
+    role: str,
+    template: str | None,
+    variables: dict[str, Any] | None,
+    topology: str,
+    host: str | None,
+    debian: int,
+    registered: bool = True,
 ) -> Templar:
-    fixture = load(HERE / "fixtures" / f"{role}.yml")
+    fixture = load(HERE / "fixtures" / f"{role}.yml") if registered else {}
     layered = {
         **role_variables(role, topology, host, debian),
         **(fixture.get("variables") or {}),
@@ -154,9 +160,14 @@ def evaluate(
     topology: str = "three",
     host: str | None = None,
     debian: int = 13,
+    registered: bool = True,
 ) -> Any:
-    """The value of the expression, seen from the role on the host (the first of the role's group unless named)."""
-    templar = _templar(role, None, variables, topology, host, debian)
+    """
+    The value of the expression, seen from the role on the host (the first of the role's group unless named).
+
+    Without `registered` no task of the role has run yet, as when Ansible checks its arguments.
+    """
+    templar = _templar(role, None, variables, topology, host, debian, registered)
     return templar.template(trust_as_template("{{ " + expression + " }}"))
 
 

@@ -21,6 +21,7 @@ ENVIRONMENT = {
     "CLUSTER_DATABASE_HOSTS": "192.0.2.31,192.0.2.32",
     "CLUSTER_DATABASE_PASSWORD": "database-password",
     "CLUSTER_REDIS_HOSTS": "192.0.2.41,192.0.2.42",
+    "CLUSTER_REDIS_SENTINEL_PORT": "26379",
     "CLUSTER_REDIS_USER": "web",
     "CLUSTER_REDIS_PASSWORD": "redis-password",
     "CLUSTER_SECRET_KEY": "the-key",
@@ -151,18 +152,15 @@ def test_caches_are_redis_and_sessions_have_their_own(load: Load) -> None:
     assert default["LOCATION"] != sessions["LOCATION"], "clearing the cache would log everybody out"
     assert default["OPTIONS"]["IGNORE_EXCEPTIONS"] is True
     assert default["OPTIONS"]["CONNECTION_POOL_KWARGS"]["members"] == [["192.0.2.41", 6379], ["192.0.2.42", 6379]]
+    assert default["OPTIONS"]["CONNECTION_POOL_KWARGS"]["sentinels"] == [["192.0.2.41", 26379], ["192.0.2.42", 26379]]
     assert settings["SESSION_CACHE_ALIAS"] == "sessions"
 
 
 @pytest.mark.parametrize(
     ("apps", "engine", "expected"),
     [
-        (["django.contrib.sessions"], None, "django.contrib.sessions.backends.cached_db"),
-        (
-            ["django.contrib.sessions"],
-            "django.contrib.sessions.backends.file",
-            "django.contrib.sessions.backends.cached_db",
-        ),
+        (["django.contrib.sessions"], None, "cluster_sessions"),
+        (["django.contrib.sessions"], "django.contrib.sessions.backends.file", "cluster_sessions"),
         ([], "django.contrib.sessions.backends.cache", "django.contrib.sessions.backends.cache"),
         (["django.contrib.sessions"], "user_sessions.backends.db", "user_sessions.backends.db"),
         (

@@ -49,7 +49,7 @@ SETTINGS: dict[str, Any] = {
     "deploy_drain_on_timeout": "fail",
     "deploy_ready_timeout": "60",
     "deploy_soak": 2.5,
-    "deploy_canary_soak": 3,
+    "deploy_canary_soak": 2,
     "deploy_soak_errors": "5%",
     "deploy_lock_wait": 0,
     "deploy_take_over_lock": False,
@@ -117,6 +117,62 @@ def test_a_deploy_begins_only_when_it_can_end(arguments: dict[str, Any], wanted:
     found = plan.problems(**(everything | {"size": 1, "min_healthy": 1} | arguments))
     assert len(found) == (2 if wanted.startswith("lb1 does") else bool(wanted)), found
     assert not wanted or found[0].startswith(wanted)
+
+
+def disk(mount: str, free_mb: int) -> dict[str, Any]:
+    return {"mount": mount, "free_bytes": free_mb * 2**20}
+
+
+ROOM = {"disks": [disk("/", 9000)]}
+WELL = {"host": ROOM, "django": {"health": {"status": 200, "reasons": []}}}
+
+
+@pytest.mark.parametrize(
+    ("answers", "unhealthy", "problems"),
+    [
+        ({"app1": WELL}, {}, []),
+        (
+            {"app1": {"host": ROOM, "django": {"health": {"status": 503, "reasons": ["redis: away", "unapplied: x"]}}}},
+            {"app1": "redis: away, unapplied: x"},
+            [],
+        ),
+        ({"app1": {"host": ROOM, "django": {"health": {"status": 502}}}}, {"app1": "HTTP 502"}, []),
+        (
+            {"app1": {"host": ROOM, "django": {"health": {"status": 0, "error": "refused"}}}},
+            {"app1": "refused"},
+            [],
+        ),
+        ({"app1": {"host": ROOM, "django": {"error": "no answer"}}}, {"app1": "no answer"}, []),
+        ({"lb1": {"host": ROOM, "haproxy": {"error": "no socket"}}}, {}, ["lb1 is not well (haproxy): no socket"]),
+        (
+            {"static1": {"host": ROOM, "nginx_static": {"health": {"status": 0, "error": "refused"}}}},
+            {},
+            ["static1 is not well (nginx_static): refused"],
+        ),
+        ({"app1": {**WELL, "host": {"error": "hangs"}}}, {}, ["app1 is not well (host): hangs"]),
+        (
+            {"app1": {**WELL, "host": {"disks": [disk("/", 400), disk("/srv", 499), disk("/var/lib", 500)]}}},
+            {},
+            ["app1 has 499 MiB free at /srv, wants 500 (deploy_min_free_mb)"],
+        ),
+        (
+            {"static1": {"host": {"disks": [disk("/", 499), disk("/srv2", 1)]}, "nginx_static": {}}},
+            {},
+            ["static1 has 499 MiB free at /, wants 500 (deploy_min_free_mb)"],
+        ),
+        # A host that only balances gets no files.
+        ({"lb1": {"host": {"disks": [disk("/", 1)]}, "haproxy": {"servers": []}}}, {}, []),
+    ],
+)
+def test_what_hosts_say_to_a_deploy(answers: dict[str, Any], unhealthy: dict[str, str], problems: list[str]) -> None:
+    found = plan.seen(answers, 500)
+    assert (found["unhealthy"], found["problems"]) == (unhealthy, problems)
+
+
+def test_only_the_nodes_are_looked_at_among_the_servers_of_a_balancer() -> None:
+    servers = [server("app1") | {"backend": "django"}, server("static1") | {"backend": "nginx_static"}]
+    hostvars = {"lb1": {"__deploy_asked": {"answers": {"host": ROOM, "haproxy": {"servers": servers}}}}, "app9": {}}
+    assert filters.deploy_seen(["lb1", "app9"], hostvars, "500")["servers"] == {"lb1": servers[:1]}
 
 
 def test_a_node_that_one_balancer_still_uses_is_in_service() -> None:

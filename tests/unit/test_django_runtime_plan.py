@@ -14,6 +14,7 @@ from ansible_collections.flotilla.django.plugins.module_utils._django_runtime_pl
     make_plan,
     parse_show,
     release_of,
+    telling_lines,
     validate,
 )
 
@@ -135,3 +136,34 @@ def test_parsing() -> None:
     assert release_of("/srv/django/releases/7/source/x", "/srv/django") == "7"
     assert release_of("/srv/django/releases/7 (deleted)", "/srv/django/") == "7"
     assert release_of("/", "/srv/django") is None
+
+
+TRACEBACK = """Traceback (most recent call last):
+  File "wsgi.py", line 1, in <module>
+    raise RuntimeError("broken on purpose")
+RuntimeError: broken on purpose"""
+HALTED = """Traceback (most recent call last):
+  File "arbiter.py", line 683, in reap_workers
+    raise HaltServer(reason, self.WORKER_BOOT_ERROR)
+gunicorn.errors.HaltServer: <HaltServer 'Worker failed to boot.' 3>"""
+STOPPED = "[INFO] Worker exiting (pid: 8)"
+
+
+@pytest.mark.parametrize(
+    ("journal", "count", "expected"),
+    [
+        ("a\nb\nc\n", 2, "b\nc"),
+        ("a\n", 30, "a"),
+        ("", 30, ""),
+        # The reason stands in the last lines: they stay the last ones.
+        (f"Starting\n{TRACEBACK}\n{STOPPED}", 5, f"{TRACEBACK}\n{STOPPED}"),
+        # The next attempt has begun and got half way: the lines end with the reason of the one before.
+        (f"{TRACEBACK}\n{STOPPED}\nStarting\nTraceback (most recent call last):\n  File", 4, TRACEBACK),
+        # gunicorn's own traceback, which follows, is none.
+        (f"{TRACEBACK}\n{STOPPED}\n{HALTED}", 4, TRACEBACK),
+        # A line that only looks like one is no reason.
+        ("Error: no\nb\nc\nd", 2, "c\nd"),
+    ],
+)
+def test_the_lines_shown_hold_the_reason(journal: str, count: int, expected: str) -> None:
+    assert telling_lines(journal, count) == expected

@@ -73,3 +73,19 @@ def test_one_failure_does_not_hide_behind_another_stage(capsys: pytest.CaptureFi
     assert [(result.stage.name, result.failed) for result in results(good, bad)] == [("bad", 1), ("good", 0)]
     output = capsys.readouterr().out
     assert "said by bad" in output and "said by good" not in output
+
+
+def names_in_turns(*arguments: str) -> list[list[str]]:
+    stages = [run.Stage(name, ()) for name in arguments]
+    return [[stage.name for stage in turn] for turn in run.in_turns(stages)]
+
+
+def test_the_cluster_runs_last_and_alone_and_no_lab_is_used_twice_at_a_time() -> None:
+    assert names_in_turns(
+        "unit", "molecule:cluster:debian13", "molecule:single:debian12", "molecule:redis:debian13"
+    ) == [
+        ["molecule:redis:debian13", "molecule:single:debian12", "unit"],
+        ["molecule:cluster:debian13"],
+    ]
+    both = [f"molecule:{name}:debian{release}" for name in ("redis", "cluster") for release in (13, 12)]
+    assert names_in_turns(*both) == [[name] for name in (both[0], both[1], both[2], both[3])]

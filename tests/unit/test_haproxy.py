@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -10,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from render import evaluate, render
 
 TLS = {"haproxy_tls_certificate": "certificate", "haproxy_tls_key": "key"}
+ACME = {"haproxy_acme_directory_url": "https://acme.example.com/directory", "haproxy_acme_terms_agreed": True}
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "leastconn": {"haproxy_balance": "leastconn"},
@@ -35,7 +39,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "haproxy_stats_password": "a 'quoted' $HOME \"p\\w\" #1",
         "haproxy_maintenance_page": "<!DOCTYPE html><title>Closed</title>",
     },
+    "acme": ACME,
+    "rate limit": {"haproxy_rate_limit": 100},
+    "rate limit and more": ACME
+    | {
+        "haproxy_rate_limit": 1,
+        "haproxy_rate_limit_exempt": ["192.0.2.0/24", "2001:db8::/32"],
+        "haproxy_static_servers": [],
+    },
     "no limit": {"haproxy_django_maxconn": 0},
+    "django by tls": {"haproxy_django_tls_ca": "authority"},
     "no cache": {"haproxy_static_cache_mb": 0},
 }
 
@@ -78,9 +91,12 @@ def check(tmp_path: Path, text: str, variables: dict[str, Any], pem: str) -> sub
     assert haproxy, "these tests need Debian's haproxy package"
     (tmp_path / "certs").mkdir()
     (tmp_path / "certs" / "site.pem").write_text(pem)
+    (tmp_path / "certs" / "acme.pem").write_text(pem)
     (tmp_path / "certs.list").write_text(f"{tmp_path}/certs/site.pem\n")
     page = variables.get("haproxy_maintenance_page") or render("haproxy", "unavailable.html.j2", variables)
     (tmp_path / "unavailable.html").write_text(page)
+    authority = x509.load_pem_x509_certificate(pem.encode())  # HAProxy wants a real one
+    (tmp_path / "django-ca.pem").write_text(authority.public_bytes(Encoding.PEM).decode())
     (tmp_path / "users.cfg").write_text(render("haproxy", "users.cfg.j2", variables))
     (tmp_path / "haproxy.cfg").write_text(
         text.replace("/etc/haproxy", str(tmp_path)).replace("/run/haproxy-state", str(tmp_path))
@@ -103,6 +119,19 @@ def test_haproxy_accepts_it(tmp_path: Path, pem: str, variant: str, topology: st
     assert result.returncode == 0, result.stdout + result.stderr
     assert "WARNING" not in result.stdout + result.stderr
     assert "ALERT" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("topology", ["single", "plain", "three"])
+def test_each_django_server_has_to_prove_its_own_name(topology: str) -> None:
+    text = configuration({"haproxy_django_tls_ca": "authority"}, topology)
+    backend = text.split("\nbackend django\n", 1)[1].split("\nbackend ", 1)[0]
+    assert "default-server ssl verify required ca-file /etc/haproxy/django-ca.pem" in backend
+    names = [item["name"] for item in evaluate("haproxy", "haproxy_django_servers", topology=topology)]
+    for name in names:
+        assert re.search(
+            rf"server {name} .* sni str\({name}\) check-sni {name} verifyhost {name}$", backend, re.MULTILINE
+        )
+    assert " ssl" not in configuration({}, topology)
 
 
 def test_haproxy_refuses_a_broken_one(tmp_path: Path, pem: str) -> None:
@@ -177,6 +206,7 @@ def test_with_tls_http_only_redirects() -> None:
     text = configuration(TLS)
     assert section(text, "frontend http") == [
         "bind *:80",
+        "http-after-response set-header Connection close if { var(proc.closing) -m bool }",
         "http-request redirect code 308 prefix https://%[req.hdr(Host),host_only]",
     ]
     lines = section(text, "frontend https")
@@ -211,6 +241,46 @@ def test_static_path() -> None:
     assert "use_backend nginx_static if { path_beg '/assets/' }" in lines
     bare = configuration({"haproxy_static_servers": []})
     assert "nginx_static" not in bare
+
+
+def test_challenges_of_acme_go_to_the_balancer_that_knows_the_answer() -> None:
+    lines = section(configuration(ACME), "frontend http")
+    assert "use_backend acme if acme" in lines
+    assert any(line.startswith("http-request redirect") and line.endswith("unless acme") for line in lines)
+    backend = section(configuration(ACME), "backend acme")
+    assert [line.split()[1:] for line in backend if line.startswith("server ")] == [
+        ["acme-lb1", "192.0.2.11:8406"],
+        ["acme-lb2", "192.0.2.12:8406"],
+        ["acme-lb3", "192.0.2.13:8406"],
+    ]
+    assert "acme" not in configuration(TLS)
+
+
+def test_a_client_is_counted_by_all_balancers_together() -> None:
+    text = configuration({"haproxy_rate_limit": 100, "haproxy_rate_limit_period": 20})
+    assert "localpeer lb1" in section(text, "global")
+    assert section(text, "peers balancers") == [f"peer lb{number} 192.0.2.1{number}:8407" for number in (1, 2, 3)]
+    assert section(text, "backend clients") == [
+        "stick-table type ipv6 size 100k expire 40s store http_req_rate(20s) peers balancers"
+    ]
+    lines = section(text, "frontend http")
+    assert "http-request track-sc0 src,ipmask(32,64) table clients if !static" in lines
+    assert any(line.endswith("if { sc_http_req_rate(0) gt 100 }") and " 429 " in line for line in lines)
+    exempt = section(configuration({"haproxy_rate_limit": 1, "haproxy_rate_limit_exempt": ["::1"]}), "frontend http")
+    assert "acl exempt src ::1" in exempt
+    assert "http-request track-sc0 src,ipmask(32,64) table clients if !exempt !static" in exempt
+    assert "clients" not in configuration().split("frontend http", maxsplit=1)[0].replace("clients at", "")
+
+
+def test_settings_of_acme() -> None:
+    settings = json.loads(
+        render("haproxy", "acme.json.j2", ACME | {"cluster_virtual_addresses": ["192.0.2.9"]}, host="lb2")
+    )
+    assert settings["address"] == "192.0.2.12"
+    assert settings["names"] == ["shop.example.org"]
+    assert settings["doors"] == [["192.0.2.9", 80]]
+    assert settings["ca_file"] == ""
+    assert json.loads(render("haproxy", "acme.json.j2", ACME, topology="alone"))["doors"] == []
 
 
 def test_statistics_and_metrics_are_on_the_private_address_alone() -> None:

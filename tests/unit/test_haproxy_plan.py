@@ -55,7 +55,7 @@ def test_servers_are_read_from_masks_and_by_column_name() -> None:
     one, two, plain = servers["django", "w1"], servers["django", "w2"], servers["plain", "w1"]
     assert (one.admin, one.operational, one.checked, one.sessions, one.queue) == (READY, "up", True, 4, 2)
     assert (two.admin, two.operational, two.address, two.port, two.weight) == (MAINT, "down", "fd00::2", 19002, 128)
-    assert two.check_report == "* L4CON: Layer4 connection problem: Connection refused"
+    assert two.check_report == "L4CON: Layer4 connection problem: Connection refused"
     assert (plain.checked, plain.sessions, plain.check_report) == (False, 0, "no check yet")
 
 

@@ -64,6 +64,12 @@ def test_conninfo_names_all_others_and_no_password() -> None:
     assert "password=" not in conninfo
 
 
+def test_a_member_follows_only_who_proves_his_address_where_there_is_an_authority() -> None:
+    assert "ssl" not in configure()["primary_conninfo"]
+    conninfo = configure(ca_file="/etc/x/ca.pem")["primary_conninfo"]
+    assert conninfo.endswith("sslmode='verify-full' sslrootcert='/etc/x/ca.pem'")
+
+
 def test_slots_are_those_of_the_others() -> None:
     found = configure()
     assert (found["slot"], found["peer_slots"]) == ("db1", ["db2", "db_3"])
@@ -247,6 +253,15 @@ def test_slots(found: dict[str, Any] | None, in_recovery: bool, steps: int) -> N
 def test_a_slot_of_nobody_is_reported_and_kept() -> None:
     made, warnings = objects.plan_slots([], {"backup": slot(restart_lsn="0/1", retained_bytes=7)}, False)
     assert made == [] and "backup" in warnings[0] and "7 bytes" in warnings[0]
+
+
+def test_the_slot_of_a_member_that_left_is_dropped_when_nobody_uses_it() -> None:
+    current = {"db3": slot(restart_lsn="0/1"), "db2": slot(active=True)}
+    assert [step.statement for step in objects.plan_absent_slots(["db3", "db9"], current)] == [
+        "SELECT pg_drop_replication_slot('db3')"
+    ]
+    with pytest.raises(ValueError, match="the slot db2 is in use"):
+        objects.plan_absent_slots(["db2"], current)
 
 
 @pytest.mark.parametrize(

@@ -244,6 +244,11 @@ def test_does_not_serve_again(state: dict[str, Any], peers: dict[str, Any], reas
         plan.decide_release(state, True, peers, ())
 
 
+def test_what_another_run_has_put_out_of_action_is_left_to_it() -> None:
+    with pytest.raises(ValueError, match="another run has put it out of action"):
+        plan.decide_release(STOPPED, True, {"db2": answer()}, (), True)
+
+
 # What pg_waldump of PostgreSQL 17 prints.
 MESSAGE = (
     "rmgr: LogicalMessage len (rec/tot):     75/    75, tx:          0, lsn: 0/03000F48, prev 0/03000F10, desc: MESSAGE"
@@ -267,6 +272,7 @@ ONLINE = SHUTDOWN.replace("CHECKPOINT_SHUTDOWN", "CHECKPOINT_ONLINE")
         ([MESSAGE, SHUTDOWN], "token-one", "0/03000FC0"),
         ([MESSAGE, COMMIT], "token-one", None),
         ([MESSAGE], "token-one", None),
+        ([MESSAGE, MESSAGE.replace("6F 6E 65", "74 77 6F"), SHUTDOWN], "token-one", None),  # handed over to another
         ([MESSAGE, SHUTDOWN, COMMIT], "token-one", None),  # it was started again: there is more to come
         ([MESSAGE, COMMIT, ONLINE], "token-one", None),
         ([MESSAGE, COMMIT, SHUTDOWN], "token-two", None),

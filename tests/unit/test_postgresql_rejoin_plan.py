@@ -16,7 +16,7 @@ def node(**more: Any) -> dict[str, Any]:
         "installed": True, "driver": "3.1.7", "data": "present", "running": True, "accepting": True, "role": "primary",
         "in_recovery": False, "standby_signal": False, "timeline": 1, "upstream": None, "other_managers": [],
         "system_identifier": "7", "start": "auto", "receive_lsn": None, "lsn": "0/1", "downstreams": [], "error": None,
-        **more,
+        "slots": {"db2": {}, "db3": {}}, **more,
     }  # fmt: skip
 
 
@@ -48,6 +48,12 @@ ROWS: list[tuple[str, dict[str, Any], bool, tuple[str, str | None, str]]] = [
     (
         "streams, and would not survive a reboot",
         {"db1": standby(start="disabled"), "db2": primary()},
+        False,
+        ("rejoin", "db2", "none"),
+    ),
+    (
+        "streams, and nobody could follow it",
+        {"db1": standby(slots={"db2": {}}), "db2": primary()},
         False,
         ("rejoin", "db2", "none"),
     ),

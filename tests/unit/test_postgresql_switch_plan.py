@@ -35,6 +35,7 @@ def node(role: str, **more: Any) -> dict[str, Any]:
         "lsn": END,
         "receive_lsn": END if standby else None,
         "replay_paused": False if standby else None,
+        "slots": {"db1": {}, "db2": {}, "db3": {}},
         "apply_delay_seconds": 0,
         "disk_free_bytes": 10**12,
         "max_wal_senders": 16,
@@ -114,6 +115,7 @@ def test_a_planned_move() -> None:
         (healthy(db2=node("standby", upstream=None)), "db2", "does not stream from db1"),
         (healthy(db2=node("standby", upstream={"status": "streaming", "timeline": 2})), "db2", "does not stream"),
         (healthy(db2=node("standby", replay_paused=True)), "db2", "replay is paused on db2"),
+        (healthy(db2=node("standby", slots={"db1": {}})), "db2", "db2 has no replication slots for db3"),
         (healthy(db2=node("standby", apply_delay_seconds=60)), "db2", "delayed on db2 by 60 s"),
         (healthy(db2=node("standby", disk_free_bytes=10**6)), "db2", "0 MiB free, wants 256"),
         (healthy(db2=node("standby", max_wal_senders=1)), "db2", "too few max_wal_senders"),
@@ -207,6 +209,12 @@ def test_an_interrupted_move_is_finished_or_undone(
 def test_after_the_promotion_the_former_primary_is_brought_back() -> None:
     members = inspected(db1=stopped(), db2=node("primary", timeline=4), db3=node("standby", timeline=4))
     assert plan.switchover(NAMES, "db2", members, LIMITS).rejoin == ["db1"]
+    let_start = {**stopped(), "start": "auto"}
+    members = inspected(db1=let_start, db2=node("primary", timeline=4), db3=node("standby", timeline=4))
+    assert plan.switchover(NAMES, "db2", members, LIMITS).rejoin == ["db1"], "the run was killed before it was started"
+    by_hand = {**stopped(), "start": "manual"}
+    members = inspected(db1=by_hand, db2=node("primary", timeline=4), db3=node("standby", timeline=4))
+    assert plan.switchover(NAMES, "db2", members, LIMITS).rejoin == [], "somebody wants to start it himself"
     crashed = stopped("in production")
     members = inspected(db1=crashed, db2=node("primary", timeline=4), db3=node("standby", timeline=4))
     assert plan.switchover(NAMES, "db2", members, LIMITS).rejoin == [], "what crashed is for rejoin.yml"
@@ -297,6 +305,13 @@ def test_the_standby_that_has_most_is_chosen(
     assert reason in "; ".join(found.reasons)
     if new:
         assert found.after_lsn == "0/8000000"
+
+
+def test_nobody_is_chosen_while_another_is_about_to_be_promoted() -> None:
+    members = inspected(db2=node("standby"), db3=node("standby"))
+    found = plan.choose({**members, "db3": {**members["db3"], "promotion_pending": True}}, ["db2", "db3"], None, [])
+    assert (found.action, found.new) == ("refuse", None)
+    assert "begun to promote db3" in found.reasons[0]
 
 
 def test_an_end_that_is_not_known_makes_the_loss_unknown() -> None:

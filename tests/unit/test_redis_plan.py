@@ -148,6 +148,40 @@ def test_no_decision_loses_data(nodes: list[Node], _wanted: list[tuple[str, str]
         assert not holders or promoted[0] in holders
 
 
+# What the Sentinels have chosen, and what comes of it
+BACK = [master("cache1", replicas=0), master("cache2"), replica("cache3", "cache2")]
+WATCHED_CASES: dict[str, tuple[list[Node], str, list[tuple[str, str]]]] = {
+    "a former master is back and does not know it yet": (
+        BACK,
+        "cache2",
+        [("wait", "cache2"), ("stay", "cache2"), ("stay", "cache2")],
+    ),
+    "the same, and no majority of Sentinels": (BACK, "", [("refuse", "")] * 3),
+    "what they chose is no master: two are still refused": (BACK, "cache3", [("refuse", "")] * 3),
+    "the wiped master is back before they noticed: they choose, nobody else": (
+        [NEW[0], *LOST],
+        "cache1",
+        [("wait", "")] * 3,
+    ),
+    "a live master that they do not name yet stays": (
+        [replica("cache1", "cache2"), master("cache2"), replica("cache3", "cache2")],
+        "cache1",
+        [("stay", "cache2")] * 3,
+    ),
+    "an empty lone master joins the one they chose": (
+        [master("cache1", keys=0, replicas=0), master("cache2", replicas=1), replica("cache3", "cache2")],
+        "cache2",
+        [("follow", "cache2"), ("stay", "cache2"), ("stay", "cache2")],
+    ),
+}
+
+
+@pytest.mark.parametrize(("nodes", "chosen", "wanted"), WATCHED_CASES.values(), ids=WATCHED_CASES)
+def test_decide_with_sentinels(nodes: list[Node], chosen: str, wanted: list[tuple[str, str]]) -> None:
+    decisions = [plan.decide(nodes, name, "cache1", ADDRESS.get(chosen, "")) for name in ADDRESS]
+    assert [(decision.action, decision.master) for decision in decisions] == wanted
+
+
 def test_another_initial_master() -> None:
     assert plan.decide(NEW, "cache2", "cache2").action == plan.PROMOTE
     assert plan.decide(NEW, "cache1", "cache2") == plan.Decision(

@@ -8,7 +8,9 @@ is a part, and renders inside them.
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from render import RELEASES, ROOT, TOPOLOGIES, evaluate, hosts, load, render
@@ -50,9 +52,11 @@ def test_template_renders(role: str, name: str, topology: str) -> None:
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("role", _roles())
 def test_every_default_has_a_value(role: str, topology: str) -> None:
+    """Also before a task of the role has run: with any --tags its arguments are checked, but not all tasks run."""
     for variable in load(ROOT / "roles" / role / "defaults" / "main.yml"):
         for host in hosts(role, topology):
             evaluate(role, variable, topology=topology, host=host)
+            evaluate(role, variable, topology=topology, host=host, registered=False)
 
 
 @pytest.mark.parametrize(("role", "name"), WHOLE, ids=lambda value: str(value))
@@ -68,3 +72,13 @@ def test_every_template_is_used() -> None:
     unused = [item for item in PARTS if not _named_in(*item, "templates/**/*.j2")]
     assert not unused, "named by no task and included by no template"
     assert WHOLE
+
+
+@pytest.mark.parametrize(("role", "name"), [item for item in WHOLE if item[1].endswith(".service.j2")])
+def test_units_may_do_little(role: str, name: str, tmp_path: Path) -> None:
+    """systemd's own measure of what a unit is exposed to: 0 to 10, and 3.0 at most. The threshold is in tenths."""
+    unit = tmp_path / name.removesuffix(".j2")
+    unit.write_text(render(role, name), encoding="utf-8")
+    command = ["systemd-analyze", "security", "--no-pager", "--offline=true", "--threshold=30", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -8,6 +8,7 @@ import pytest
 from tests.cluster import SECRETS, Lab
 
 HOSTS = ["lb1", "lb2", "app1", "app2", "app3", "db1", "db2", "db3", "cache1", "cache2", "cache3", "static1", "static2"]
+HOSTS += ["mon1"]
 
 # Run on a host with the secrets on standard input, one per line: prints where one of them can be read by everybody.
 SEARCH = r"""

@@ -42,10 +42,11 @@ def on(host: str, command: str, check: bool = True) -> str:
     return lab("ssh", host, "--", command, check=check)
 
 
-def converge(check: bool = True, **variables: Any) -> subprocess.CompletedProcess[str]:
+def converge(check: bool = True, check_mode: bool = False, **variables: Any) -> subprocess.CompletedProcess[str]:
     """Runs the role again, with other variables."""
     command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "inventories/lab"]
     command += ["molecule/haproxy/converge.yml", "-e", json.dumps(variables)]
+    command += ["--check", "--diff"] if check_mode else []
     environment = os.environ | {"LAB_NAME": LAB_NAME, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
     result = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120
@@ -104,7 +105,7 @@ class Answer:
 
 
 def tls_context() -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=str(LAB / "tls" / "flotilla.test.pem"))
+    return ssl.create_default_context(cafile=str(LAB / "tls" / "ca.pem"))
 
 
 CONTEXT = tls_context()

@@ -153,7 +153,7 @@ def test_http_2() -> None:
     [(ssl.TLSVersion.TLSv1_1, False), (ssl.TLSVersion.TLSv1_2, True), (ssl.TLSVersion.TLSv1_3, True)],
 )
 def test_tls_versions(version: ssl.TLSVersion, accepted: bool) -> None:
-    context = ssl.create_default_context(cafile=str(LAB / "tls" / "flotilla.test.pem"))
+    context = ssl.create_default_context(cafile=str(LAB / "tls" / "ca.pem"))
     # The client itself would refuse to speak the old one.
     context.set_ciphers("DEFAULT:@SECLEVEL=0")
     context.minimum_version = context.maximum_version = version

@@ -116,7 +116,7 @@ def test_the_replication_user_cannot_read_a_table(tier: Tier) -> None:
 def test_monitoring_needs_the_right_system_user(tier: Tier) -> None:
     tier.lab.ssh("db2", "id prometheus >/dev/null 2>&1 || useradd --system prometheus")
     command = "psql -qAtX -d postgres -U monitoring -c \"SELECT pg_has_role('pg_monitor', 'usage')\" 2>&1 || true"
-    assert tier.lab.ssh("db2", f"runuser -u prometheus -- {command}").strip() == "t"
+    assert tier.lab.ssh("db2", f"cd /; runuser -u prometheus -- {command}").strip() == "t"
     assert "Peer authentication failed" in tier.lab.ssh("db2", command)
 
 

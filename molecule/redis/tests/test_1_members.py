@@ -81,18 +81,35 @@ CLUSTER INFO
 
 
 def test_one_master_and_two_replicas(tier: Tier) -> None:
-    assert tier.shape() == {"cache1": "master", "cache2": "cache1", "cache3": "cache1"}
+    master = tier.master()
+    assert tier.shape() == {host: "master" if host == master else master for host in HOSTS}
+
+
+def test_the_sentinels_agree(tier: Tier) -> None:
+    wait_for(tier.is_whole)
+    sentinels = tier.sentinels()
+    assert {own.master_address for own in sentinels.values()} == {tier.address[tier.master()]}
+    assert len({own.run_id for own in sentinels.values()}) == 3, "each has an id of its own"
+    for host, own in sentinels.items():
+        assert {name: own.settings[name] for name in ("quorum", "down-after-milliseconds", "num-other-sentinels")} == {
+            "quorum": "2",
+            "down-after-milliseconds": "5000",
+            "num-other-sentinels": "2",
+        }
+        assert {peer.address for peer in own.peers} == {tier.address[other] for other in HOSTS if other != host}
+        assert tier.ask_sentinel(host, "SENTINEL", "CKQUORUM", "flotilla").startswith("OK 3 usable Sentinels")
 
 
 def test_a_key_is_on_every_member(tier: Tier) -> None:
-    tier.call("cache1", "SET", "test:everywhere", "yes", user="django")
-    for host in HOSTS[1:]:
+    tier.call(tier.master(), "SET", "test:everywhere", "yes", user="django")
+    for host in HOSTS:
         wait_for(lambda host=host: tier.call(host, "GET", "test:everywhere", user="django") == "yes", 5)
 
 
 def test_a_replica_takes_no_writes(tier: Tier) -> None:
+    replica = next(host for host in HOSTS if host != tier.master())
     with pytest.raises(redis_io.ReplyError, match="READONLY"):
-        tier.call("cache2", "SET", "test:replica", "no", user="django")
+        tier.call(replica, "SET", "test:replica", "no", user="django")
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -104,22 +121,24 @@ def test_settings(tier: Tier, host: str) -> None:
         "maxmemory-policy": "noeviction",
         "bind": f"{tier.address[host]} 127.0.0.1",
         "protected-mode": "yes",
-        "min-replicas-to-write": "0",
+        "min-replicas-to-write": "1",
     }
     assert redis_io.pairs(tier.call(host, "CONFIG", "GET", *wanted)) == wanted
 
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_listens_nowhere_else(tier: Tier, host: str) -> None:
-    listening = tier.lab.ssh(host, "ss -Hltn 'sport = :6379'").splitlines()
-    assert sorted(line.split()[3] for line in listening) == sorted([f"{tier.address[host]}:6379", "127.0.0.1:6379"])
+    for port in (6379, 26379):
+        listening = tier.lab.ssh(host, f"ss -Hltn 'sport = :{port}'").splitlines()
+        wanted = [f"{tier.address[host]}:{port}", f"127.0.0.1:{port}"]
+        assert sorted(line.split()[3] for line in listening) == sorted(wanted)
 
 
 @pytest.mark.parametrize("command", ALLOWED)
 def test_what_the_application_may(tier: Tier, command: str) -> None:
     if "CLIENT SETINFO" in command and "redis_version:7.0" in tier.call("cache1", "INFO", "server"):
         pytest.skip("CLIENT SETINFO came with Redis 7.2; redis-py does without it")
-    with tier.client("cache1", "django") as client:
+    with tier.client(tier.master(), "django") as client:
         if command == "FLUSHDB ASYNC":
             client.call("SELECT", "15")
         client.call(*command.split())
@@ -135,6 +154,26 @@ def test_what_the_application_may_not(tier: Tier, command: str) -> None:
 def test_what_a_replica_may_not(tier: Tier, command: str) -> None:
     with pytest.raises(redis_io.ReplyError, match="NOPERM"):
         tier.call("cache1", *command.split(), user="replication")
+
+
+@pytest.mark.parametrize(
+    "command", ["GET k", "SET k v", "CONFIG GET masterauth", "CONFIG SET hz 1", "FLUSHALL", "KEYS *"]
+)
+def test_what_a_sentinel_may_not(tier: Tier, command: str) -> None:
+    with pytest.raises(redis_io.ReplyError, match="NOPERM"):
+        tier.call("cache1", *command.split(), user="sentinel")
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_sentinels_let_nobody_do_more_than_he_needs(tier: Tier, host: str) -> None:
+    said = tier.lab.ssh(host, "for c in PING 'SENTINEL MASTERS' 'AUTH x'; do redis-cli -p 26379 $c; done").splitlines()
+    assert [line.split()[0] for line in said if line] == ["NOAUTH", "NOAUTH", "WRONGPASS"]
+    for command in ("GET-MASTER-ADDR-BY-NAME flotilla", "MASTERS", "SENTINELS flotilla", "REPLICAS flotilla"):
+        assert tier.ask_sentinel(host, "SENTINEL", *command.split(), user="django")
+    for user in ("django", "sentinel"):
+        for command in ("FAILOVER flotilla", "SET flotilla quorum 1", "RESET *", "REMOVE flotilla", "CONFIG GET *"):
+            with pytest.raises(redis_io.ReplyError, match="NOPERM"):
+                tier.ask_sentinel(host, "SENTINEL", *command.split(), user=user)
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -166,5 +205,6 @@ def test_no_password_is_readable_for_others(tier: Tier, host: str) -> None:
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_the_daemon_is_still_in_debians_sandbox(tier: Tier, host: str) -> None:
-    shown = tier.lab.ssh(host, "systemctl show redis-server -p User -p ProtectSystem -p NoExecPaths -p UnitFileState")
-    assert set(shown.split()) == {"User=redis", "ProtectSystem=strict", "NoExecPaths=/", "UnitFileState=enabled"}
+    for unit in ("redis-server", "redis-sentinel"):
+        shown = tier.lab.ssh(host, f"systemctl show {unit} -p User -p ProtectSystem -p NoExecPaths -p UnitFileState")
+        assert set(shown.split()) == {"User=redis", "ProtectSystem=strict", "NoExecPaths=/", "UnitFileState=enabled"}

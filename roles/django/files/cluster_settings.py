@@ -9,9 +9,10 @@ CLUSTER_PROJECT_SETTINGS    the project's settings module; default: settings_mod
 CLUSTER_BUILD               1 while a release is built: no database, no Redis and no secret is needed
 CLUSTER_RELEASE_DIR         the release; default: the directory in which the virtual environment stands
 CLUSTER_NODE_NAME           this node's name; CLUSTER_NODE_ADDRESS its address
-CLUSTER_DATABASE_HOSTS      a,b,c: every member; _PORT, _NAME, _USER, _PASSWORD, _SSLMODE, _CONN_MAX_AGE
+CLUSTER_DATABASE_HOSTS      a,b,c: every member; _PORT, _NAME, _USER, _PASSWORD, _SSLMODE, _SSLROOTCERT, _CONN_MAX_AGE
 CLUSTER_REPLICA_ROUTER      1: read from standbys (cluster_router.py)
-CLUSTER_REDIS_HOSTS         a,b,c: every member; _PORT, _USER, _PASSWORD
+CLUSTER_REDIS_HOSTS         a,b,c: every member; _PORT, _USER, _PASSWORD; _SENTINEL_PORT where each has a Sentinel;
+                            _CA: the authority that signed their certificates, where they speak TLS
 CLUSTER_SECRET_KEY          and CLUSTER_SECRET_KEY_FALLBACKS, a JSON list
 CLUSTER_STATIC_ROOT         where collectstatic writes; default: static/ of the release
 CLUSTER_STATIC_URL          for example /static/ or https://cdn.example.com/static/
@@ -88,6 +89,8 @@ def _databases(databases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]
     )
     if _text("DATABASE_SSLMODE"):
         options["sslmode"] = _text("DATABASE_SSLMODE")
+    if _text("DATABASE_SSLROOTCERT"):
+        options["sslrootcert"] = _text("DATABASE_SSLROOTCERT")
     common: dict[str, Any] = {key: project[key] for key in _KEPT_OF_DATABASE if key in project}
     common.update(
         ENGINE=engine,
@@ -122,6 +125,7 @@ def _cache(project: dict[str, Any], database: int) -> dict[str, Any]:
         return {**kept, "BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
     hosts = _list("REDIS_HOSTS") or ["127.0.0.1"]
     port = _text("REDIS_PORT", "6379")
+    sentinel_port = int(_text("REDIS_SENTINEL_PORT", "0"))
     options: dict[str, Any] = {
         "CLIENT_CLASS": "django_redis.client.DefaultClient",
         "IGNORE_EXCEPTIONS": True,
@@ -130,7 +134,9 @@ def _cache(project: dict[str, Any], database: int) -> dict[str, Any]:
         "CONNECTION_POOL_CLASS": "cluster_redis.MasterConnectionPool",
         "CONNECTION_POOL_KWARGS": {
             "members": tuple((host, int(port)) for host in hosts),
+            "sentinels": tuple((host, sentinel_port) for host in hosts if sentinel_port),
             "username": _text("REDIS_USER") or None,
+            "ca_file": _text("REDIS_CA"),
         },
     }
     if _text("REDIS_PASSWORD"):
@@ -229,7 +235,10 @@ def _cluster_settings() -> dict[str, Any]:
     if not secret_key:
         raise RuntimeError("cluster_settings: CLUSTER_SECRET_KEY is not set (variable django_secret_key)")
     settings["SECRET_KEY"] = secret_key
-    settings["SECRET_KEY_FALLBACKS"] = json.loads(_text("SECRET_KEY_FALLBACKS", "[]"))
+    former_keys = json.loads(_text("SECRET_KEY_FALLBACKS", "[]"))
+    if not building:
+        former_keys = importlib.import_module("cluster_secrets").FallbackKeys(former_keys, secret_key)
+    settings["SECRET_KEY_FALLBACKS"] = former_keys
 
     settings["DATABASES"] = _databases(dict(project.get("DATABASES") or {}))
     # Without a driver there is nothing to change, and Django says so itself when it connects.
@@ -257,7 +266,7 @@ def _cluster_settings() -> dict[str, Any]:
     engine = str(project.get("SESSION_ENGINE") or "django.contrib.sessions.backends.db")
     if engine in _CONTRIB_SESSIONS:
         has_table = any(name.startswith("django.contrib.sessions") for name in apps)
-        settings["SESSION_ENGINE"] = f"django.contrib.sessions.backends.{'cached_db' if has_table else 'cache'}"
+        settings["SESSION_ENGINE"] = "cluster_sessions" if has_table else "django.contrib.sessions.backends.cache"
     settings["SESSION_CACHE_ALIAS"] = "sessions"
 
     settings["STATIC_ROOT"] = _text("STATIC_ROOT", str(release_dir / "static"))

@@ -195,11 +195,13 @@ class Health:
 
     @staticmethod
     def _run(name: str, check: Callable[[], str], results: dict[str, dict[str, Any]]) -> None:
+        import cluster_database
         from django.db import connections
 
         started = time.monotonic()
         try:
-            error = check()
+            with cluster_database.at_once():
+                error = check()
         except Exception as problem:
             text = " ".join(str(problem).split())
             error = _without_secrets(f"{type(problem).__name__}: {text}"[:500])

@@ -45,7 +45,10 @@ def kept_state(state: str, servers: dict[tuple[str, str], tuple[str, str]]) -> s
     for line in filter(None, lines):
         field = dict(zip(columns, line.split(), strict=False))
         if servers.get((field["be_name"], field["srv_name"])) == (field["srv_addr"], field["srv_port"]):
-            kept.append(line)
+            # Whether a server is spoken to by TLS is for the configuration to say: HAProxy takes a 0 as an order to
+            # speak plain all the same (while its checks speak TLS), and a 1 only where the configuration knows how.
+            field.update({"srv_use_ssl": "1"} if "srv_use_ssl" in field else {})
+            kept.append(" ".join(field.values()))
     return "\n".join([version, header, *kept]) + "\n"
 
 

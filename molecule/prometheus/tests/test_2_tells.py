@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Alerts that really fire, and reach somebody. The times of the alerts are those of the role."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+from monitor import HOST, Monitor
+
+from tests.cluster import Lab, Recap, wait_until
+
+RECEIVER = "http://127.0.0.1:9999"
+TOLD = {
+    "prometheus_receiver": {"webhook_configs": [{"url": f"{RECEIVER}/people"}]},
+    "prometheus_slack_url": f"{RECEIVER}/slack",
+    "prometheus_watchdog_url": f"{RECEIVER}/watchdog",
+    "prometheus_group_seconds": 1,
+}
+
+
+def converge(lab: Lab, *more: str, **variables: object) -> Recap:
+    return lab.playbook("--tags", "prometheus", "--limit", HOST, "-e", json.dumps(variables), *more)
+
+
+@pytest.fixture(scope="module")
+def told(lab: Lab, monitor: Monitor) -> Iterator[Monitor]:
+    """The monitor tells a program on its own host."""
+    monitor.start_receiver()
+    run = converge(lab, **TOLD)
+    assert run.returncode == 0, run.output[-3000:]
+    yield monitor
+    run = converge(lab)
+    assert run.returncode == 0, run.output[-3000:]
+
+
+def messages(monitor: Monitor, path: str, **labels: str) -> list[str]:
+    """The states that the receiver was told of these alerts, one after the other."""
+    return [
+        item["status"]
+        for item in monitor.told()
+        if item["path"] == path and labels.items() <= item.get("labels", {}).items()
+    ]
+
+
+def test_the_receivers_secrets_are_in_files_that_only_the_daemon_can_read(lab: Lab, told: Monitor) -> None:
+    shown = lab.ssh(HOST, "stat -c '%n %a %U:%G' /etc/prometheus/flotilla-*").splitlines()
+    modes = {line.split()[0].rsplit("/", 1)[1]: line.split(maxsplit=1)[1] for line in shown if "rules" not in line}
+    for name in ("flotilla-password", "flotilla-slack-url", "flotilla-alertmanager.yml"):
+        assert modes[name] == "640 root:prometheus", name
+
+
+def test_the_watchdog_is_heard(told: Monitor) -> None:
+    wait_until(lambda: messages(told, "/watchdog", alertname="Watchdog"), 60, "the watchdog is heard", 2)
+    assert not messages(told, "/people", alertname="Watchdog")
+
+
+def test_a_host_and_an_exporter_that_stop_are_told_of_and_their_return_too(lab: Lab, told: Monitor) -> None:
+    """One wait for both: a host that dies, an exporter that is stopped, and what follows from them."""
+    exporter = {"alertname": "ExporterDown", "host": "data1", "job": "redis"}
+    host = {"alertname": "HostDown", "host": "web2"}
+    began = time.monotonic()
+    lab.ssh("data1", "systemctl stop prometheus-redis-exporter")
+    lab.tool("kill", "web2")
+    try:
+        wait_until(lambda: messages(told, "/people", **host) == ["firing"], 240, "somebody hears of the host", 3)
+        assert time.monotonic() - began > 100, "not before its time"
+        wait_until(lambda: messages(told, "/people", **exporter) == ["firing"], 300, "... and of the exporter", 3)
+        # Of what else is wrong with a host that is gone nobody is told.
+        firing = told.get("/prometheus/api/v1/alerts")["data"]["alerts"]
+        assert not [alert for alert in firing if alert["labels"].get("host") == "web2" and alert["state"] == "firing"
+                    and alert["labels"]["alertname"] in ("NodeUnhealthy", "ExporterDown")]  # fmt: skip
+        wait_until(
+            lambda: messages(told, "/people", alertname="ServerDown", server="web2") == ["firing"],
+            240,
+            "the balancer",
+            3,
+        )
+        assert any(item["path"] == "/slack" for item in told.told()), "the other receiver hears it, too"
+    finally:
+        lab.tool("start", "web2")
+        lab.ssh("data1", "systemctl start prometheus-redis-exporter")
+    for what in (host, exporter):
+        wait_until(lambda what=what: messages(told, "/people", **what)[-1] == "resolved", 240, f"{what} is over", 3)
+
+
+def test_a_configuration_that_is_refused_changes_nothing(lab: Lab, told: Monitor) -> None:
+    files = "sha256sum /etc/prometheus/flotilla* /etc/prometheus/flotilla-rules/* 2>/dev/null"
+    before = lab.ssh(HOST, files, check=False)
+    for wrong, said in (
+        ({"prometheus_receiver": {"no_such_configs": [{}]}}, "no_such_configs"),
+        ({"prometheus_extra_rules": [{"name": "x", "rules": [{"alert": "X", "expr": "sum("}]}]}, "promtool"),
+        ({"prometheus_extra_jobs": [{"job_name": "node"}]}, "promtool"),
+    ):
+        run = converge(lab, **{**TOLD, **wrong})
+        assert run.returncode != 0, wrong
+        assert said in run.output or "flotilla" in run.output
+        assert lab.ssh(HOST, files, check=False) == before
+    assert told.query('prometheus_config_last_reload_successful{job="prometheus"}') == {"mon1": 1}
+
+
+def test_a_rule_of_ones_own_is_in_force_without_a_restart(lab: Lab, told: Monitor) -> None:
+    pid = lab.ssh(HOST, "systemctl show -P MainPID prometheus")
+    mine = [{"name": "mine", "rules": [{"alert": "Mine", "expr": "vector(1)", "labels": {"severity": "none"}}]}]
+    run = converge(lab, **TOLD, prometheus_extra_rules=mine)
+    assert run.returncode == 0, run.output[-3000:]
+    # Prometheus knows no Alertmanager for up to five seconds after a reload; what it says then it repeats in a minute.
+    wait_until(lambda: "Mine" in told.firing(), 120, "the rule fires", 2)
+    assert lab.ssh(HOST, "systemctl show -P MainPID prometheus") == pid
+    run = converge(lab, **TOLD)
+    assert run.returncode == 0, run.output[-3000:]
+    assert lab.ssh(HOST, "ls /etc/prometheus/flotilla-rules").split() == ["alerts.yml", "cluster.yml"]
