@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from haproxy_process import free_port, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ROOT / "roles" / "django" / "files"
@@ -102,6 +107,9 @@ class Redis(LocMemCache):
 assert settings.SESSION_ENGINE == "cluster_sessions"
 call_command("migrate", verbosity=0)
 caches["sessions"] = redis = Redis("one", {})
+members = cluster_redis.Members((("a", 1),))
+members.server = "a"
+cluster_redis.members_of = lambda cache: members
 now = [1000.0]
 class Clock:
     time = staticmethod(lambda: now[0])
@@ -117,6 +125,8 @@ def write(key, value):
 def copy(key):  # what is believed
     return Session()._cache.get(Session.cache_key_prefix + key)
 
+assert copy("none") is None, "nobody has said on this server that copies count"
+now[0] += cluster_sessions.GRACE_SECONDS
 key = write(None, "empty")
 other = write(None, "old")
 assert copy(key) == {"cart": "empty"}
@@ -135,8 +145,18 @@ assert copy(key) == {"cart": "full"}, "copies count again"
 cluster_sessions._copies.clear()  # another process, which learns it from Redis
 assert copy(other) is None
 assert copy(key) == {"cart": "full"}
-cluster_redis.Members((("a", 1),)).lost("gone")
+members.lost("gone")
 assert copy(key) is None, "an outage that this process had itself"
+
+now[0] += 2 * cluster_sessions.GRACE_SECONDS
+write(key, "of the former master")
+assert copy(key) == {"cart": "of the former master"}
+members.server = "b"
+assert copy(key) is None, "another master, before anybody has told of an outage"
+assert copy(other) is None
+now[0] += cluster_sessions.GRACE_SECONDS
+write(key, "full")
+assert copy(key) == {"cart": "full"}
 
 if hasattr(Session, "aload"):
     now[0] += 2 * cluster_sessions.GRACE_SECONDS
@@ -151,6 +171,48 @@ if hasattr(Session, "aload"):
 Session(key).delete()
 assert copy(key) is None
 assert Session(key).load() == {}
+print("OK", django.VERSION)
+"""
+
+FAILOVER = """
+import os
+import django
+import cluster_settings
+cluster_settings.DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "failover.sqlite3"}}
+django.setup()
+from django.contrib.sessions.backends.db import SessionStore as DatabaseStore
+from django.core.management import call_command
+import cluster_redis, cluster_sessions, redis
+
+call_command("migrate", verbosity=0)
+port = int(os.environ["CLUSTER_REDIS_PORT"])
+master, standby = (redis.Redis(host, port) for host in os.environ["CLUSTER_REDIS_HOSTS"].split(","))
+standby.replicaof("127.0.0.1", port)
+now = [1000.0]
+class Clock:
+    time = staticmethod(lambda: now[0])
+cluster_sessions.time = Clock
+Session = cluster_sessions.SessionStore
+
+def write(store, value):
+    store["cart"] = value
+    store.save()
+    return store.session_key
+
+assert Session("none").load() == {}
+now[0] += cluster_sessions.GRACE_SECONDS
+key = write(Session(), "empty")
+assert Session()._cache.get(Session.cache_key_prefix + key) == {"cart": "empty"}
+assert master.wait(1, 10000) == 1
+# This process does nothing while the master is away; another one has a request, and can write to the database only.
+write(DatabaseStore(key), "full")
+master.shutdown(nosave=True)
+standby.replicaof("NO", "ONE")
+assert Session(key)["cart"] == "full", "the copy that the next master has is older than the database"
+assert cluster_redis.Members.outages == 0, "this process noticed an outage: nothing is shown here"
+now[0] += cluster_sessions.GRACE_SECONDS
+assert Session(key)["cart"] == "full"
+assert Session()._cache.get(Session.cache_key_prefix + key) == {"cart": "full"}, "copies count again"
 print("OK", django.VERSION)
 """
 
@@ -299,6 +361,34 @@ def test_sessions_do_not_believe_copies_from_before_an_outage(project: Path) -> 
     environment = variables(project, CLUSTER_SECRET_KEY="k")
 
     assert "OK" in run(".venv/bin/python", "-c", SESSIONS, cwd=project, **environment)
+
+
+def answers(host: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
+        return True
+    return False
+
+
+@pytest.fixture
+def two_redis(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Two servers at one port of two addresses; the variables that name them."""
+    hosts = ["127.0.0.1", "127.0.0.2"]
+    port = free_port()
+    options = ["--port", str(port), "--save", "", "--repl-diskless-sync-delay", "0"]
+    with contextlib.ExitStack() as stack:
+        for host in hosts:
+            command = ["redis-server", "--bind", host, "--dir", str(tmp_path), *options]
+            server = stack.enter_context(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+            stack.callback(server.terminate)
+        for host in hosts:
+            wait_for(f"Redis answers at {host}", functools.partial(answers, host, port))
+        yield {"CLUSTER_REDIS_HOSTS": ",".join(hosts), "CLUSTER_REDIS_PORT": str(port)}
+
+
+def test_sessions_after_a_failover_that_nobody_noticed(project: Path, two_redis: dict[str, str]) -> None:
+    environment = variables(project, CLUSTER_SECRET_KEY="k", **two_redis)
+
+    assert "OK" in run(".venv/bin/python", "-c", FAILOVER, cwd=project, **environment)
 
 
 def test_a_change_of_the_secret_key_logs_nobody_out(project: Path) -> None:

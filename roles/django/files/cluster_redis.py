@@ -21,6 +21,7 @@ search ends after SEARCH_SECONDS, or with the attempt that it is at then.
 from __future__ import annotations
 
 import logging
+import re
 import ssl
 import threading
 import time
@@ -49,6 +50,7 @@ class Members:
     """What all connections of a pool know together: the members, who was master last, and whether nobody was."""
 
     outages = 0  # how often this process was without a master
+    server = ""  # the run_id of the master that was found last: another one after a failover, and after a restart
 
     def __init__(
         self,
@@ -82,8 +84,9 @@ class Members:
                 return
             yield member
 
-    def found(self, member: Member) -> None:
+    def found(self, member: Member, server: str) -> None:
         with self._lock:
+            self.server = server
             if self._master not in (None, member) or self._was_lost:
                 logger.warning("Redis master is %s:%s", *member)
             self._was_lost = False
@@ -114,6 +117,12 @@ def _role_of(reply: Any) -> str:
             return words[words.index("role") + 1] if "role" in words[::2] else ""
         return words[0]
     return ""
+
+
+def _run_id_of(reply: Any) -> str:
+    """What Redis calls itself since it was started, in a reply to INFO."""
+    found = re.search(r"^run_id:(\w+)", _word(reply), re.MULTILINE)
+    return found[1] if found else ""
 
 
 def _word(value: Any) -> str:
@@ -188,6 +197,7 @@ class MasterConnection(VerifiedConnection):
             try:
                 self._as_it_comes(lambda: self._with_either_password(connect))
                 role = self._role()
+                server = self._run_id() if role == "master" else ""
             except (RedisError, OSError) as error:
                 self.disconnect()
                 problems.append(f"{member[0]}:{member[1]}: {error}")
@@ -195,7 +205,7 @@ class MasterConnection(VerifiedConnection):
             finally:
                 self._searching = False
             if role == "master":
-                self._shared.found(member)
+                self._shared.found(member, server)
                 return
             self.disconnect()
             problems.append(f"{member[0]}:{member[1]} is {role or 'of unknown role'}")
@@ -245,6 +255,13 @@ class MasterConnection(VerifiedConnection):
             self.send_command("HELLO", check_health=False)
             return _role_of(self.read_response())
 
+    def _run_id(self) -> str:
+        try:
+            self.send_command("INFO", "server", check_health=False)
+            return _run_id_of(self.read_response())
+        except NoPermissionError:
+            return f"{self.host}:{self.port}"
+
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().read_response(*args, **kwargs)
@@ -268,3 +285,9 @@ class MasterConnectionPool(ConnectionPool):
         # A command that finds its connection dead is tried once more, on whoever is master now. A timeout is not.
         kwargs.setdefault("retry", Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)))
         super().__init__(MasterConnection, *args, **kwargs)
+
+
+def members_of(cache: Any) -> Members:
+    """What the connections of a cache of django-redis know together."""
+    members: Members = cache.client.get_client().connection_pool.connection_kwargs["shared"]
+    return members

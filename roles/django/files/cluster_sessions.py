@@ -2,10 +2,11 @@
 """Sessions in the database, with copies in Redis that are not believed once they may be out of date.
 
 Django's cached_db writes a session to both. While Redis is away it writes to the database alone, and takes the older
-copy for the truth when Redis is back: what somebody put into a cart meanwhile is gone. Here a process that had to do
-without Redis says in Redis, as soon as it can, from when on copies count (TRUSTED_FROM). Older ones are a miss, so that
-the session is read from the database. GRACE_SECONDS more are for processes that find Redis later, and for clocks that
-differ.
+copy for the truth when Redis is back: what somebody put into a cart meanwhile is gone. Here it stands in Redis from
+when on copies count, and on which server that was said (TRUSTED). A process that had to do without Redis says it anew
+as soon as it can; one that finds a server on which nobody has said it yet (after a failover or a restart) does so, too,
+whether it noticed the outage or not. Older copies are a miss, so that the session is read from the database.
+GRACE_SECONDS more are for processes that find Redis later, and for clocks that differ.
 
 While the secret key is changed, Django gives a session of the former key a new identifier and deletes the former one.
 Other requests of the same browser are under way with it and would be logged out. Here it goes on for OVERLAP_SECONDS.
@@ -23,7 +24,7 @@ from django.conf import settings
 from django.contrib.sessions.backends.base import UpdateError
 from django.contrib.sessions.backends.cached_db import SessionStore as CachedDatabaseStore
 
-TRUSTED_FROM = "cluster_sessions.trusted_from"
+TRUSTED = "cluster_sessions.trusted"
 GRACE_SECONDS = 10.0
 OVERLAP_SECONDS = 60
 # In a session that ends because another took its place: the life it had, as Django's set_expiry() keeps it, or None.
@@ -35,24 +36,23 @@ class Copies:
 
     def __init__(self, cache: Any) -> None:
         self._cache = cache
+        self._members = cluster_redis.members_of(cache)
         self._outages = cluster_redis.Members.outages
-        self._missed_writes = False
+        self._to_tell = False
 
     def get(self, key: str) -> Any:
-        self._tell()
-        return self._believed(self._cache.get_many([key, TRUSTED_FROM]), key)
+        return self._believed(self._cache.get_many([key, TRUSTED]), key) if self._tell() else None
 
     async def aget(self, key: str) -> Any:
-        self._tell()
-        return self._believed(await self._cache.aget_many([key, TRUSTED_FROM]), key)
+        return self._believed(await self._cache.aget_many([key, TRUSTED]), key) if self._tell() else None
 
     def set(self, key: str, value: Any, timeout: float | None = None) -> None:
         self._tell()
-        self._missed_writes |= not self._cache.set(key, (time.time(), value), timeout)
+        self._to_tell |= not self._cache.set(key, (time.time(), value), timeout)
 
     async def aset(self, key: str, value: Any, timeout: float | None = None) -> None:
         self._tell()
-        self._missed_writes |= not await self._cache.aset(key, (time.time(), value), timeout)
+        self._to_tell |= not await self._cache.aset(key, (time.time(), value), timeout)
 
     def delete(self, key: str) -> None:
         self._cache.delete(key)
@@ -63,18 +63,24 @@ class Copies:
     def __contains__(self, key: str) -> bool:
         return key in self._cache
 
-    @staticmethod
-    def _believed(found: dict[str, Any] | None, key: str) -> Any:
+    def _believed(self, found: dict[str, Any] | None, key: str) -> Any:
+        since, server = (found or {}).get(TRUSTED) or (0.0, None)
+        if server != self._members.server:
+            self._to_tell = True
+            self._tell()
+            return None
         written, value = (found or {}).get(key) or (0.0, None)
-        return value if written >= (found or {}).get(TRUSTED_FROM, 0.0) + GRACE_SECONDS else None
+        return value if written >= since + GRACE_SECONDS else None
 
-    def _tell(self) -> None:
-        """After an outage: copies count from now on. What is not told now is told the next time."""
+    def _tell(self) -> bool:
+        """After an outage: copies count from now on. Whether nothing is left to tell; if not, the next call does."""
         outages = cluster_redis.Members.outages
-        if outages == self._outages and not self._missed_writes:
-            return
-        if self._cache.set(TRUSTED_FROM, time.time(), settings.SESSION_COOKIE_AGE):
-            self._outages, self._missed_writes = outages, False
+        if outages == self._outages and not self._to_tell:
+            return True
+        told = self._cache.set(TRUSTED, (time.time(), self._members.server), settings.SESSION_COOKIE_AGE)
+        if told:
+            self._outages, self._to_tell = outages, False
+        return bool(told)
 
 
 _copies: dict[str, Copies] = {}
