@@ -302,3 +302,12 @@ def test_the_queries_are_those_that_the_alerts_need() -> None:
     }
     alerts = (ROOT / "roles/prometheus/files/alerts.yml").read_text(encoding="utf-8")
     assert set(re.findall(r"\bflotilla_postgresql_\w+", alerts)) <= made
+
+
+def test_what_planned_work_silences_are_alerts() -> None:
+    names = set(re.findall(r"- alert: (\w+)", (ROOT / "roles/prometheus/files/alerts.yml").read_text(encoding="utf-8")))
+    silenced = yaml.safe_load((ROOT / "playbooks/vars/silence.yml").read_text(encoding="utf-8"))["__silence_alerts"]
+    for kind, alerts in silenced.items():
+        assert set(alerts) <= names, kind
+    playbooks = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "playbooks").glob("*.yml"))
+    assert set(re.findall(r"^    __silence: (\w+)", playbooks, re.MULTILINE)) == set(silenced)
