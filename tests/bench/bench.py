@@ -11,6 +11,7 @@
    (switchover.py)
 7. the same with Patroni on the same hosts (patroni.py)
 8. how the time of the playbooks grows from 5 hosts to 30 (growth.py)
+9. requests per second with monitoring against those without (monitoring.py)
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.bench import deploys
 from tests.bench.growth import growth
+from tests.bench.monitoring import monitoring
 from tests.bench.patroni import patroni
 from tests.bench.switchover import Moves, failover, switchover
 from tests.cluster import DOMAIN, ROOT, Browser, Lab
@@ -184,16 +186,28 @@ def main() -> int:
     parser.add_argument("--lab", default="bench", help="the lab to use (default: %(default)s, made and removed)")
     parser.add_argument(
         "--only",
-        choices=["converge", "throughput", "memory", "deploys", "switchover", "failover", "patroni", "growth"],
+        choices=[
+            "converge",
+            "throughput",
+            "memory",
+            "monitoring",
+            "deploys",
+            "switchover",
+            "failover",
+            "patroni",
+            "growth",
+        ],
         help="one part, on a lab that is up (growth makes its own); patroni makes our moves before, to compare with",
     )
+    parser.add_argument("--inventory", default="lab", help="its inventory (default: %(default)s)")
+    parser.add_argument("--balancer", default="lb1", help="whom monitoring asks (default: %(default)s)")
     parser.add_argument("--duration", type=int, default=8, help="seconds of each load (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each load (default: %(default)s)")
     parser.add_argument(
         "--rate", type=float, default=40, help="requests a second during deploys (default: %(default)s)"
     )
     arguments = parser.parse_args()
-    lab = Lab(arguments.lab)
+    lab = Lab(arguments.lab, arguments.inventory)
     results = Results()
 
     if arguments.only in {None, "converge"}:
@@ -204,6 +218,13 @@ def main() -> int:
         print("\nmemory at rest (proportional set size)")
         for host, name, size in memory(lab):
             print(f"  {host:<8} {name:<14} {size / 1024:7.1f} MiB")
+    if arguments.only in {None, "monitoring"}:
+        monitoring(
+            lab,
+            results.add,
+            lambda: rate(f"https://{DOMAIN}/lights/", lab.address(arguments.balancer), 8, arguments.duration, BROWSER),
+            4 * arguments.rounds,
+        )
     if arguments.only in {None, "deploys"}:
         deploys.run(lab, results.add, arguments.rate)
     moves: Moves = {}

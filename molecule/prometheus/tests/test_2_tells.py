@@ -13,6 +13,28 @@ from monitor import HOST, Monitor
 from tests.cluster import Lab, Recap, wait_until
 
 RECEIVER = "http://127.0.0.1:9999"
+# A mail server that wants TLS and a password, with Debian's aiosmtpd; its mails go to its standard output.
+MAIL_SERVER = """
+import ssl, sys, time
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult
+
+class Mails:
+    async def handle_DATA(self, server, session, envelope):
+        print("FROM", envelope.mail_from, "TO", *envelope.rcpt_tos, "TLS", bool(session.ssl), flush=True)
+        print(envelope.content.decode(), flush=True)
+        return "250 OK"
+
+def right(server, session, envelope, mechanism, data):
+    return AuthResult(success=(data.login, data.password) == (b"alerts", b"swordfish"))
+
+context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+context.load_cert_chain("/run/mail.pem", "/run/mail.key")
+Controller(Mails(), "127.0.0.1", 2525, tls_context=context, require_starttls=True,
+           authenticator=right, auth_required=True).start()
+time.sleep(1200)
+"""
+TRUSTED = "/usr/local/share/ca-certificates/mail.crt"
 TOLD = {
     "prometheus_receiver": {"webhook_configs": [{"url": f"{RECEIVER}/people"}]},
     "prometheus_slack_url": f"{RECEIVER}/slack",
@@ -112,3 +134,38 @@ def test_a_rule_of_ones_own_is_in_force_without_a_restart(lab: Lab, told: Monito
     run = converge(lab, **TOLD)
     assert run.returncode == 0, run.output[-3000:]
     assert lab.ssh(HOST, "ls /etc/prometheus/flotilla-rules").split() == ["alerts.yml", "cluster.yml"]
+
+
+@pytest.mark.full
+def test_an_email_is_sent_with_tls_and_a_password(lab: Lab, told: Monitor) -> None:
+    lab.ssh(
+        HOST,
+        "apt-get -qq update && apt-get -qqy install python3-aiosmtpd >/dev/null 2>&1 && cat > /run/mail.py",
+        MAIL_SERVER,
+    )
+    lab.ssh(
+        HOST,
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+        f" -keyout /run/mail.key -out /run/mail.pem 2>/dev/null && cp /run/mail.pem {TRUSTED}"
+        " && update-ca-certificates >/dev/null && systemctl restart prometheus-alertmanager"
+        " && systemd-run -q --unit mails python3 /run/mail.py",
+    )
+    try:
+        run = converge(
+            lab,
+            **TOLD,
+            prometheus_email_to=["ops@example.com", "night@example.com"],
+            prometheus_email_server="localhost:2525",
+            prometheus_email_user="alerts",
+            prometheus_email_password="swordfish",
+            prometheus_extra_rules=[{"name": "mine", "rules": [
+                {"alert": "Posted", "expr": "vector(1)", "labels": {"severity": "warning"}}]}],
+        )  # fmt: skip
+        assert run.returncode == 0, run.output[-3000:]
+        assert "swordfish" not in run.output
+        wait_until(lambda: "Posted" in lab.ssh(HOST, "journalctl -u mails -o cat"), 120, "the mail is there", 2)
+        mail = lab.ssh(HOST, "journalctl -u mails -o cat")
+        assert "TO ops@example.com night@example.com TLS True" in mail, mail[:2000]
+        assert "FROM alerts@" in mail
+    finally:
+        lab.ssh(HOST, f"systemctl stop mails; rm -f {TRUSTED} /run/mail.*; update-ca-certificates --fresh >/dev/null")
