@@ -31,7 +31,7 @@ def right(server, session, envelope, mechanism, data):
 context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
 context.load_cert_chain("/run/mail.pem", "/run/mail.key")
 Controller(Mails(), "127.0.0.1", 2525, tls_context=context, require_starttls=True,
-           authenticator=right, auth_required=True).start()
+           authenticator=right, auth_required=True, auth_exclude_mechanism=["LOGIN"]).start()
 time.sleep(1200)
 """
 TRUSTED = "/usr/local/share/ca-certificates/mail.crt"
