@@ -236,7 +236,9 @@ def test_what_slowly_goes_wrong(lab: Lab, monitor: Monitor) -> None:
             first,
             "systemd-run -q --unit many --uid postgres bash -c"
             f" 'for i in $(seq {CONNECTIONS}); do psql -qc \"SELECT pg_sleep(3000)\" >/dev/null & done; wait'",
-            "systemctl stop many",
+            # Servers in the middle of a query do not notice that their client is gone.
+            'systemctl stop many; runuser -u postgres -- psql -c "SELECT count(pg_terminate_backend(pid))'
+            " FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(3000)'\"",
         )
         # In small parts, until it refuses more: it counts what it is just being sent, too.
         fill = f"head -c 750000 /dev/urandom | base64 -w0 | {redis(lab, leader, '-x SET full$i')}"
