@@ -123,7 +123,10 @@ def test_only_the_watchdog_fires(monitor: Monitor) -> None:
     assert {alert["labels"]["alertname"] for alert in pending if alert["state"] == "firing"} == {"Watchdog"}
 
 
-@pytest.mark.parametrize("path", ["/", "/prometheus/graph", "/alertmanager/", "/prometheus/api/v1/query?query=up"])
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/prometheus/graph?g0.expr=up", "/prometheus/alerts", "/alertmanager/", "/prometheus/api/v1/query?query=up"],
+)
 def test_nobody_gets_in_without_the_password(monitor: Monitor, path: str) -> None:
     assert httpx.get(monitor.url + path, trust_env=False).status_code == 401
     assert httpx.get(monitor.url + path, auth=("admin", "wrong"), trust_env=False).status_code == 401

@@ -36,8 +36,7 @@ export function top(table, panel) {
 }
 
 export class Chart {
-  constructor(panel, id, own) {
-    this.own = own; // where Prometheus' own pages are
+  constructor(panel, id) {
     this.panel = panel;
     this.canvas = element("div", { className: "canvas" });
     this.canvas.setAttribute("role", "img");
@@ -66,7 +65,7 @@ export class Chart {
       .sort((one, other) => one.name.localeCompare(other.name, "en", { numeric: true }));
     Object.assign(this, { named, range, limit, marks });
     this.table = rows(named, times);
-    this.ask.href = `${this.own}graph?${new URLSearchParams({ "g0.expr": query, "g0.tab": 0, "g0.range_input": `${range / 60}m` })}`;
+    this.ask.href = `/prometheus/graph?${new URLSearchParams({ "g0.expr": query, "g0.tab": 0, "g0.range_input": `${range / 60}m` })}`;
     this.say(this.table.some(([, ...values]) => values.some((value) => value !== null)) ? "" : "No data in this time.");
     this.tell(null);
     if (this.nothing.hidden) this.paint();

@@ -53,7 +53,7 @@ function links() {
 
 function frame() {
   for (const [title, name] of [["Alerts", "alerts"], ["Query", "graph"], ["Targets", "targets"]]) {
-    $("own").append(element("li", {}, element("a", { textContent: title, href: data.own + name })));
+    $("own").append(element("li", {}, element("a", { textContent: title, href: "/prometheus/" + name })));
   }
   document.title = `${page.title} · ${data.site}`;
   $("site").textContent = data.site;
@@ -205,7 +205,7 @@ frame();
 const tiles = page.tiles.map((item) => new Tile(item));
 const charts = page.charts
   .filter((item) => !item.several || data.tiers[item.several] > 1)
-  .map((item, index) => new Chart(item, `chart-${index}`, data.own));
+  .map((item, index) => new Chart(item, `chart-${index}`));
 $("tiles").dataset.count = tiles.length;
 $("tiles").append(...tiles.map((tile) => tile.item));
 $("charts").append(...charts.map((chart) => chart.section));
