@@ -172,14 +172,16 @@ def test_what_no_variable_asks_for_is_removed() -> None:
     assert evaluate(ROLE, "__prometheus_used | length") == 0
 
 
-def test_nginx_accepts_the_login(tmp_path: Path) -> None:
+@pytest.mark.parametrize("debian", [12, 13])
+def test_nginx_accepts_the_login(tmp_path: Path, debian: int) -> None:
     variables = {"prometheus_address": "127.0.0.1"}
-    text = render(ROLE, "door.conf.j2", variables).replace("/run/flotilla-monitoring", str(tmp_path))
+    text = render(ROLE, "door.conf.j2", variables, debian=debian).replace("/run/flotilla-monitoring", str(tmp_path))
     (tmp_path / "nginx.conf").write_text(moved(text, tmp_path), encoding="utf-8")
     done = tool("nginx", "-t", "-q", "-c", str(tmp_path / "nginx.conf"))
     assert done.returncode == 0, done.stderr
     assert text.count("auth_basic ") == 1
     assert "auth_basic off" not in text
+    assert ("/classic/" in text) == (debian == 12)
 
 
 @pytest.mark.parametrize("topology", ("single", "plain", "three"))

@@ -97,8 +97,6 @@ def test_the_role_writes_every_file_of_the_pages() -> None:
         assert written[path.name] == path.read_text(encoding="utf-8")
     told = json.loads(written["panels.json"])
     assert told["tiers"] == {name: count for name, count in told["tiers"].items() if isinstance(count, int)}
-    for debian, own in ((12, "/prometheus/classic/"), (13, "/prometheus/")):
-        assert evaluate("prometheus", "__prometheus_pages_data.own", debian=debian) == own
     assert (told["tiers"]["haproxy"], told["interval"], told["pages"]) == (3, 15, PANELS["pages"])
 
 
