@@ -176,6 +176,7 @@ print("OK", django.VERSION)
 
 FAILOVER = """
 import os
+import time
 import django
 import cluster_settings
 cluster_settings.DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "failover.sqlite3"}}
@@ -212,7 +213,30 @@ assert Session(key)["cart"] == "full", "the copy that the next master has is old
 assert cluster_redis.Members.outages == 0, "this process noticed an outage: nothing is shown here"
 now[0] += cluster_sessions.GRACE_SECONDS
 assert Session(key)["cart"] == "full"
-assert Session()._cache.get(Session.cache_key_prefix + key) == {"cart": "full"}, "copies count again"
+copy = Session.cache_key_prefix + key
+assert Session()._cache.get(copy) == {"cart": "full"}, "copies count again"
+
+# A master that lost its replicas: it can be read, and refuses what is written.
+standby.config_set("min-replicas-to-write", 1)
+write(Session(key), "paid")
+assert Session(key)["cart"] == "paid"
+cluster_sessions._copies.clear()  # another process, which has missed nothing itself
+assert Session(key)["cart"] == "paid", "older than the database, and nobody can say so"
+standby.config_set("min-replicas-to-write", 0)
+time.sleep(2)  # no request meanwhile: the process whose write was refused says so by itself
+now[0] += 1
+cluster_sessions._copies.clear()
+assert Session()._cache.get(copy) is None
+assert Session(key)["cart"] == "paid"
+now[0] += 2 * cluster_sessions.GRACE_SECONDS
+write(Session(key), "sent")
+assert Session()._cache.get(copy) == {"cart": "sent"}
+standby.config_set("min-replicas-to-write", 1)
+Session(key).delete()
+standby.config_set("min-replicas-to-write", 0)
+time.sleep(2)
+cluster_sessions._copies.clear()
+assert Session(key).load() == {}, "who has logged out stays so"
 print("OK", django.VERSION)
 """
 

@@ -3,10 +3,12 @@
 
 Django's cached_db writes a session to both. While Redis is away it writes to the database alone, and takes the older
 copy for the truth when Redis is back: what somebody put into a cart meanwhile is gone. Here it stands in Redis from
-when on copies count, and on which server that was said (TRUSTED). A process that had to do without Redis says it anew
-as soon as it can; one that finds a server on which nobody has said it yet (after a failover or a restart) does so, too,
-whether it noticed the outage or not. Older copies are a miss, so that the session is read from the database.
-GRACE_SECONDS more are for processes that find Redis later, and for clocks that differ.
+when on copies count, and on which server that was said (TRUSTED). A process whose write did not reach Redis says it
+anew as soon as it can; one that finds a server on which nobody has said it yet (after a failover or a restart) does so,
+too, whether it noticed the outage or not. Older copies are a miss, so that the session is read from the database.
+GRACE_SECONDS more are for processes that find Redis later, and for clocks that differ. A server that can be read but
+refuses to be written (with too few replicas, for example) holds copies that others could not replace: before a copy is
+read, something is written (PROBE).
 
 While the secret key is changed, Django gives a session of the former key a new identifier and deletes the former one.
 Other requests of the same browser are under way with it and would be logged out. Here it goes on for OVERLAP_SECONDS.
@@ -15,6 +17,7 @@ Other requests of the same browser are under way with it and would be logged out
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from typing import Any
 
@@ -24,7 +27,8 @@ from django.conf import settings
 from django.contrib.sessions.backends.base import UpdateError
 from django.contrib.sessions.backends.cached_db import SessionStore as CachedDatabaseStore
 
-TRUSTED = "cluster_sessions.trusted"
+TRUSTED, PROBE = "cluster_sessions.trusted", "cluster_sessions.probe"
+TELL_AGAIN_SECONDS = 0.2
 GRACE_SECONDS = 10.0
 OVERLAP_SECONDS = 60
 # In a session that ends because another took its place: the life it had, as Django's set_expiry() keeps it, or None.
@@ -37,28 +41,37 @@ class Copies:
     def __init__(self, cache: Any) -> None:
         self._cache = cache
         self._members = cluster_redis.members_of(cache)
-        self._outages = cluster_redis.Members.outages
-        self._to_tell = False
+        self._missed = 0  # writes that did not reach Redis
+        self._told_of = self._to_tell_of()
+        self._teller = threading.Thread()
 
     def get(self, key: str) -> Any:
-        return self._believed(self._cache.get_many([key, TRUSTED]), key) if self._tell() else None
+        if not self._tell() or not self._cache.set(PROBE, 1, settings.SESSION_COOKIE_AGE):
+            return None
+        return self._believed(self._cache.get_many([key, TRUSTED]), key)
 
     async def aget(self, key: str) -> Any:
-        return self._believed(await self._cache.aget_many([key, TRUSTED]), key) if self._tell() else None
+        if not self._tell() or not await self._cache.aset(PROBE, 1, settings.SESSION_COOKIE_AGE):
+            return None
+        return self._believed(await self._cache.aget_many([key, TRUSTED]), key)
 
     def set(self, key: str, value: Any, timeout: float | None = None) -> None:
         self._tell()
-        self._to_tell |= not self._cache.set(key, (time.time(), value), timeout)
+        if not self._cache.set(key, (time.time(), value), timeout):
+            self._miss()
 
     async def aset(self, key: str, value: Any, timeout: float | None = None) -> None:
         self._tell()
-        self._to_tell |= not await self._cache.aset(key, (time.time(), value), timeout)
+        if not await self._cache.aset(key, (time.time(), value), timeout):
+            self._miss()
 
     def delete(self, key: str) -> None:
-        self._cache.delete(key)
+        if self._cache.delete(key) is None:  # False: there was none
+            self._miss()
 
     async def adelete(self, key: str) -> None:
-        await self._cache.adelete(key)
+        if await self._cache.adelete(key) is None:
+            self._miss()
 
     def __contains__(self, key: str) -> bool:
         return key in self._cache
@@ -66,21 +79,37 @@ class Copies:
     def _believed(self, found: dict[str, Any] | None, key: str) -> Any:
         since, server = (found or {}).get(TRUSTED) or (0.0, None)
         if server != self._members.server:
-            self._to_tell = True
-            self._tell()
+            self._miss()
             return None
         written, value = (found or {}).get(key) or (0.0, None)
         return value if written >= since + GRACE_SECONDS else None
 
+    def _to_tell_of(self) -> tuple[int, int]:
+        return cluster_redis.Members.outages, self._missed
+
+    def _miss(self) -> None:
+        """Others may read an older copy: they are told at once or, whether this process has requests or not, soon."""
+        self._missed += 1
+        if not self._tell() and not self._teller.is_alive():
+            self._teller = threading.Thread(target=self._tell_until_told, name="cluster_sessions", daemon=True)
+            self._teller.start()
+
+    def _tell_until_told(self) -> None:
+        pause = threading.Event()
+        while not self._tell():
+            pause.wait(TELL_AGAIN_SECONDS)
+
     def _tell(self) -> bool:
         """After an outage: copies count from now on. Whether nothing is left to tell; if not, the next call does."""
-        outages = cluster_redis.Members.outages
-        if outages == self._outages and not self._to_tell:
+        of, server = self._to_tell_of(), self._members.server
+        if of == self._told_of:
             return True
-        told = self._cache.set(TRUSTED, (time.time(), self._members.server), settings.SESSION_COOKIE_AGE)
-        if told:
-            self._outages, self._to_tell = outages, False
-        return bool(told)
+        if not self._cache.set(TRUSTED, (time.time(), server), settings.SESSION_COOKIE_AGE):
+            return False
+        if server != self._members.server:  # found by this very call
+            return False
+        self._told_of = of
+        return True
 
 
 _copies: dict[str, Copies] = {}
