@@ -40,6 +40,12 @@ http.server.ThreadingHTTPServer(("127.0.0.1", 9999), Handler).serve_forever()
 """
 
 
+def primary(lab: Lab) -> tuple[str, str]:
+    """The primary and the replica."""
+    first = "data1" if lab.sql("data1", "SELECT pg_is_in_recovery()") == "f" else "data2"
+    return first, "data2" if first == "data1" else "data1"
+
+
 class Monitor:
     """A monitor's pages, and the receiver on the same host that its alerts go to."""
 

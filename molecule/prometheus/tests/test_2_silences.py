@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from monitor import HOST, Monitor
+from monitor import HOST, Monitor, primary
 
 from tests.cluster import Lab, wait_until
 
@@ -21,12 +21,6 @@ def silences(monitor: Monitor) -> list[dict[str, Any]]:
 def raise_alert(lab: Lab, name: str) -> None:
     """As Prometheus would, until it is not repeated for some minutes."""
     lab.ssh(HOST, f"{AMTOOL} alert add {name} severity=warning host=web1")
-
-
-def primary(lab: Lab) -> tuple[str, str]:
-    """The primary and the replica."""
-    first = "data1" if lab.sql("data1", "SELECT pg_is_in_recovery()") == "f" else "data2"
-    return first, "data2" if first == "data1" else "data1"
 
 
 def test_a_deploy_silences_what_it_raises_and_one_that_was_killed_is_ended_by_the_next(

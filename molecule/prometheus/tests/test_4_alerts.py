@@ -26,7 +26,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from monitor import HOST, Monitor
+from monitor import HOST, Monitor, primary
 
 from tests.cluster import DOMAIN, Browser, Lab, wait_until
 from tests.load.load import running
@@ -60,12 +60,6 @@ class Cause(contextlib.ExitStack):
         self.callback(self.lab.playbook, *tags)
         run = self.lab.playbook(*arguments)
         assert run.returncode == 0, run.output[-3000:]
-
-
-def primary(lab: Lab) -> tuple[str, str]:
-    """The primary and the replica."""
-    first = "data1" if lab.sql("data1", "SELECT pg_is_in_recovery()") == "f" else "data2"
-    return first, "data2" if first == "data1" else "data1"
 
 
 def redis(lab: Lab, host: str, command: str, port: int = 6379) -> str:
