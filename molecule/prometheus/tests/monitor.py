@@ -85,6 +85,11 @@ class Monitor:
             found.setdefault(alert["labels"]["alertname"], []).append(alert)
         return found
 
+    def silenced_by(self) -> list[str]:
+        """Who has silenced something that is silent now."""
+        found = self.get("/alertmanager/api/v2/silences")
+        return [one["createdBy"] for one in found if one["status"]["state"] == "active"]
+
     def start_receiver(self) -> None:
         self.lab.ssh(self.host, "cat > /run/receiver.py", RECEIVER)
         self.lab.ssh(

@@ -3,19 +3,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from monitor import HOST, Monitor, primary
 
 from tests.cluster import Lab, wait_until
 
 AMTOOL = "amtool --alertmanager.url=http://127.0.0.1:9093"
-
-
-def silences(monitor: Monitor) -> list[dict[str, Any]]:
-    found = monitor.get("/alertmanager/api/v2/silences")
-    return [one for one in found if one["status"]["state"] == "active" and one["createdBy"].startswith("flotilla ")]
 
 
 def raise_alert(lab: Lab, name: str) -> None:
@@ -26,10 +19,10 @@ def raise_alert(lab: Lab, name: str) -> None:
 def test_a_deploy_silences_what_it_raises_and_one_that_was_killed_is_ended_by_the_next(
     lab: Lab, monitor: Monitor
 ) -> None:
-    assert silences(monitor) == []
+    assert monitor.silenced_by() == []
     with lab.background("-e", "django_version=silent", playbook="playbooks/deploy.yml") as deploy:
         deploy.wait_for("TASK [Put on record what is switched]")
-        assert [one["createdBy"] for one in silences(monitor)] == ["flotilla deploy"]
+        assert monitor.silenced_by() == ["flotilla deploy"]
         deploy.kill()
     for name in ("ReleasesDiffer", "SiteDown"):
         raise_alert(lab, name)
@@ -37,20 +30,20 @@ def test_a_deploy_silences_what_it_raises_and_one_that_was_killed_is_ended_by_th
     assert "ReleasesDiffer" not in monitor.firing()
     run = lab.playbook("-e", "django_version=silent", playbook="playbooks/deploy.yml")
     assert run.returncode == 0, run.output[-3000:]
-    assert silences(monitor) == []
+    assert monitor.silenced_by() == []
     assert "ReleasesDiffer" in monitor.firing()
     run = lab.playbook(playbook="playbooks/rollback.yml")
     assert run.returncode == 0, run.output[-3000:]
-    assert silences(monitor) == []
+    assert monitor.silenced_by() == []
 
 
 def test_a_move_of_the_primary_silences_what_it_raises(lab: Lab, monitor: Monitor) -> None:
     old, new = primary(lab)
     with lab.background("-e", f"postgresql_new_primary={new}", playbook="playbooks/switchover.yml") as move:
         move.wait_for("TASK [Put the primary out of action]")
-        assert [one["createdBy"] for one in silences(monitor)] == ["flotilla postgresql"]
+        assert monitor.silenced_by() == ["flotilla postgresql"]
     assert move.returncode == 0, move.output[-3000:]
-    assert silences(monitor) == []
+    assert monitor.silenced_by() == []
     assert primary(lab) == (new, old)
 
 
@@ -59,7 +52,7 @@ def test_a_maintenance_is_silent_until_it_ends(lab: Lab, monitor: Monitor) -> No
     for state, authors in (("on", ["flotilla maintenance"]), ("off", [])):
         run = lab.playbook("-e", f"maintenance={state}", playbook="playbooks/maintenance.yml")
         assert run.returncode == 0, run.output[-3000:]
-        assert [one["createdBy"] for one in silences(monitor)] == authors
+        assert monitor.silenced_by() == authors
 
 
 @pytest.mark.full
@@ -67,7 +60,7 @@ def test_a_restart_of_postgresql_ends_its_silences(lab: Lab, monitor: Monitor) -
     run = lab.playbook("-e", "postgresql_restart_all=true", playbook="playbooks/restart_postgresql.yml")
     assert run.returncode == 0, run.output[-3000:]
     assert run.output.count("TASK [Silence the alerts of planned work: postgresql]") == 2
-    assert silences(monitor) == []
+    assert monitor.silenced_by() == []
 
 
 @pytest.mark.full

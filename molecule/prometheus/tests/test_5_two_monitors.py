@@ -115,6 +115,10 @@ def test_one_that_is_dead_is_told_of_by_the_other(pair: Lab, monitors: list[Moni
     pair.tool("kill", HOST)
     try:
         wait_until(lambda: told(monitors[1:], **dead) == ["firing"], 240, "people hear of it", 3)
+        for state, silenced_by in (("on", ["flotilla maintenance"]), ("off", [])):
+            run = pair.playbook("-e", f"maintenance={state}", playbook="playbooks/maintenance.yml")
+            assert run.returncode == 0, run.output[-3000:]
+            assert monitors[1].silenced_by() == silenced_by
     finally:
         pair.tool("start", HOST)
     wait_until(lambda: told(monitors[1:], **dead)[-1] == "resolved", 240, "it is over", 3)
