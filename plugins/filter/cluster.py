@@ -20,7 +20,7 @@ from ansible_collections.flotilla.django.plugins.module_utils import _cluster_pl
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 # What an argument specification says for the documentation only.
 DOCUMENTATION_KEYS = ("description", "version_added")
-NEEDED_BY_TOPOLOGY = ("cluster_host_address", "ansible_host", "haproxy_weight")
+NEEDED_BY_TOPOLOGY = ("cluster_host_address", "ansible_host", "haproxy_weight", "django_workers", "django_threads")
 NEEDED_BY_SHARING = ("haproxy_virtual_address",)
 NEEDED_BY_TLS = ("cluster_tls", "haproxy_tls_certificate", "haproxy_acme_directory_url")
 

@@ -117,6 +117,10 @@ def topology(groups: Mapping[str, Sequence[str]], hosts: Hosts) -> dict[str, lis
             item: dict[str, Any] = {"name": name, "address": host_address(name, hosts[name])}
             if tier == "django":
                 item["weight"] = _integer(hosts[name].get("haproxy_weight"), 100)
+                # Left open where the node itself decides, by its processors and memory.
+                workers = _integer(hosts[name].get("django_workers"), 0)
+                if workers > 0:
+                    item["threads"] = workers * (_integer(hosts[name].get("django_threads"), 0) or 4)
             found[tier].append(item)
     return found
 
@@ -126,7 +130,7 @@ def uses_tls(groups: Mapping[str, Sequence[str]], hosts: Hosts) -> bool:
     for name in members(groups):
         said = hosts[name].get("cluster_tls")
         if said is not None:
-            return str(said).lower() in ("true", "yes", "on", "1")
+            return _is_true(said)
     sources = ("haproxy_tls_certificate", "haproxy_acme_directory_url")
     return any(hosts[name].get(source) for name in groups.get("haproxy", ()) for source in sources)
 
@@ -581,7 +585,7 @@ def _acme_host_problems(values: Mapping[str, Any]) -> Iterable[str]:
         yield f"haproxy_acme_directory_url {{on}}: got {url!r}, wants the https URL of an ACME server's directory"
     if values.get("haproxy_tls_certificate"):
         yield "haproxy_acme_directory_url {on}: is set as well as haproxy_tls_certificate, wants one of them"
-    if str(values.get("haproxy_acme_terms_agreed", False)).lower() not in ("true", "yes", "on", "1"):
+    if not _is_true(values.get("haproxy_acme_terms_agreed", False)):
         yield "haproxy_acme_terms_agreed {on}: is not true, wants your agreement to the terms of the ACME server"
     email = values.get("haproxy_acme_email") or ""
     if not isinstance(email, Broken) and email and not re.fullmatch(r"[^\s@]+@[^\s@]+", str(email)):

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Runs the stages of a set, two at a time, and sums up: run.py [--list] SET...
 
-The scenario `cluster` runs last and alone: it measures times under load.
+The scenario `cluster` runs last, because it measures times under load: beside it run only stages that start no daemon,
+one at a time and with what it leaves of the processors.
 
 Sets: lint, package, unit, component, molecule; fast (lint, unit, component), all (every one), full (all, with the tests
 marked `full` and every scenario on both Debian releases). `molecule:redis` is one scenario.
@@ -23,7 +24,7 @@ import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -40,6 +41,7 @@ ON_DEBIAN_12 = ("single",)
 FULL_ONLY = ("tls",)
 # The stages that take longest, in that order.
 LONGEST = (
+    "molecule:cluster",
     "molecule:prometheus",
     "molecule:postgresql",
     "molecule:redis",
@@ -73,6 +75,13 @@ class Stage:
     @property
     def junit(self) -> Path:
         return self.log.with_suffix(".xml")
+
+    @property
+    def has_daemons(self) -> bool:
+        return self.name == "component" or self.name.startswith("molecule:")
+
+    def in_the_background(self) -> Stage:
+        return replace(self, command=("nice", "-n", "19", *self.command))
 
 
 @dataclass
@@ -153,10 +162,15 @@ def in_turns(stages: list[Stage]) -> list[list[Stage]]:
 
     The two Debian releases of a scenario use the same lab, and a run of the cluster measures times under load.
     """
+    clusters = [stage.name for stage in stages if stage.name.startswith("molecule:cluster:")]
+    if clusters:
+        stages = [stage if stage.has_daemons else stage.in_the_background() for stage in stages]
 
     def turn(stage: Stage) -> int:
         name, _, release = stage.name.partition(":debian")
-        return 2 + (release == "12") if name == "molecule:cluster" else int(name in twice and release == "12")
+        if name == "molecule:cluster" or (clusters and not stage.has_daemons):
+            return 2 + (release == "12" and len(clusters) > 1)
+        return int(name in twice and release == "12")
 
     def length(stage: Stage) -> int:
         name = stage.name.partition(":debian")[0]

@@ -346,6 +346,24 @@ def test_each_host_gets_one_certificate_for_its_name_and_its_address() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("variables", "threads"),
+    [
+        ({}, None),
+        ({"django_workers": 0, "django_threads": 8}, None),
+        ({"django_workers": 2}, 8),
+        ({"django_workers": "3", "django_threads": "2"}, 6),
+        ({"django_workers": "many"}, None),
+    ],
+)
+def test_topology_knows_the_threads_of_a_node_where_the_inventory_decides_them(
+    variables: dict[str, Any], threads: int | None
+) -> None:
+    by_host = hosts(GROUPS, app1=variables)
+    (found,) = (item for item in cluster.topology(GROUPS, by_host)["django"] if item["name"] == "app1")
+    assert found.get("threads") == threads
+
+
 def test_topology() -> None:
     groups = {**GROUPS, "django": ["app2", "app1"]}
     by_host = hosts(groups, app1={"haproxy_weight": "7"}, db1={"cluster_host_address": "10.0.0.9"})

@@ -80,12 +80,24 @@ def names_in_turns(*arguments: str) -> list[list[str]]:
     return [[stage.name for stage in turn] for turn in run.in_turns(stages)]
 
 
-def test_the_cluster_runs_last_and_alone_and_no_lab_is_used_twice_at_a_time() -> None:
+def test_the_cluster_runs_last_and_with_no_other_daemons_and_no_lab_is_used_twice_at_a_time() -> None:
     assert names_in_turns(
-        "unit", "molecule:cluster:debian13", "molecule:single:debian12", "molecule:redis:debian13"
+        "unit", "component", "molecule:cluster:debian13", "molecule:single:debian12", "molecule:redis:debian13"
     ) == [
-        ["molecule:redis:debian13", "molecule:single:debian12", "unit"],
-        ["molecule:cluster:debian13"],
+        ["molecule:redis:debian13", "component", "molecule:single:debian12"],
+        ["molecule:cluster:debian13", "unit"],
     ]
     both = [f"molecule:{name}:debian{release}" for name in ("redis", "cluster") for release in (13, 12)]
     assert names_in_turns(*both) == [[name] for name in (both[0], both[1], both[2], both[3])]
+    assert names_in_turns("unit", *both)[2:] == [["molecule:cluster:debian13", "unit"], ["molecule:cluster:debian12"]]
+
+
+def test_what_runs_beside_the_cluster_takes_what_it_leaves() -> None:
+    stages = [run.Stage(name, ("true",)) for name in ("molecule:cluster:debian13", "component", "unit")]
+    commands = {stage.name: stage.command for turn in run.in_turns(stages) for stage in turn}
+    assert commands == {
+        "molecule:cluster:debian13": ("true",),
+        "component": ("true",),
+        "unit": ("nice", "-n", "19", "true"),
+    }
+    assert run.in_turns(stages[1:])[0][1].command == ("true",)

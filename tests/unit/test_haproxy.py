@@ -47,7 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "haproxy_rate_limit_exempt": ["192.0.2.0/24", "2001:db8::/32"],
         "haproxy_static_servers": [],
     },
-    "no limit": {"haproxy_django_maxconn": 0},
+    "a limit": {"haproxy_django_maxconn": 5},
     "django by tls": {"haproxy_django_tls_ca": "authority"},
     "no cache": {"haproxy_static_cache_mb": 0},
 }
@@ -157,13 +157,15 @@ def test_haproxy_refuses_a_key_of_another_certificate(tmp_path: Path, pem: str) 
 def test_servers_are_named_like_the_inventory_and_carry_their_weight() -> None:
     servers = [
         {"name": "app1", "address": "192.0.2.1"},
-        {"name": "app2", "address": "192.0.2.2", "weight": 3, "site": "north"},
+        {"name": "app2", "address": "192.0.2.2", "weight": 3, "threads": 8, "site": "north"},
     ]
     lines = section(configuration({"haproxy_django_servers": servers}), "backend django")
     assert [line for line in lines if line.startswith("server ")] == [
-        "server app1 192.0.2.1:8000 weight 1",
-        "server app2 192.0.2.2:8000 weight 3",
+        "server app1 192.0.2.1:8000 weight 1 maxconn 64",
+        "server app2 192.0.2.2:8000 weight 3 maxconn 8",
     ]
+    limited = section(configuration({"haproxy_django_servers": servers, "haproxy_django_maxconn": 5}), "backend django")
+    assert [line.split()[-1] for line in limited if line.startswith("server ")] == ["5", "5"]
 
 
 @pytest.mark.parametrize("topology", ["single", "plain", "three"])

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import re
+import time
 import uuid
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -20,6 +22,23 @@ def test_requests_are_spread_evenly(lab: Lab, balancer: str) -> None:
     counts = Counter(browser.get("/plain/").headers["X-Served-By"] for _ in range(300))
     assert set(counts) == set(APPS)
     assert max(counts.values()) - min(counts.values()) <= 15, counts
+
+
+def test_no_request_waits_behind_slow_ones_while_a_thread_is_free(lab: Lab) -> None:
+    """All threads but one of each node are busy for six seconds: wherever a request comes, one is free for it."""
+    busy = len(APPS) * (2 * 4 - 1)
+    with ThreadPoolExecutor(busy) as pool:
+        slow = [pool.submit(Browser(lab, "lb1").get, "/slow/?seconds=6") for _ in range(busy)]
+        time.sleep(1.5)
+        browser, took = Browser(lab, "lb1"), []
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            began = time.monotonic()
+            assert browser.get("/plain/").status_code == 200
+            took.append(time.monotonic() - began)
+        assert not any(request.done() for request in slow), "the threads were not busy all the time"
+        assert {request.result().status_code for request in slow} == {200}
+    assert len(took) > 10 and max(took) < 1.0, sorted(took)[-5:]
 
 
 def test_a_login_is_valid_on_every_node(browser: Browser, user: str) -> None:

@@ -103,6 +103,17 @@ def test_who_is_refused_even_from_the_application_host(tier: Tier, connection: d
     assert message in tier.remote("db3", "db1", "SELECT 1", **connection)
 
 
+def test_the_query_of_a_killed_client_ends(tier: Tier) -> None:
+    """A worker that was killed leaves nothing that holds locks until its query comes to its end by itself."""
+    sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(300)' AND state = 'active'"
+    command = "read -r conninfo; nohup psql -X -d \"$conninfo\" -c 'SELECT pg_sleep(300)' > /dev/null 2>&1 & echo $!"
+    connection = f"host={tier.address['db1']} dbname=django user=django password={tier.secret('database_password')}\n"
+    client = tier.lab.ssh("db3", command, connection).strip()
+    wait_until(lambda: tier.sql("db1", sleeping) == "1", 10, "the query runs")
+    tier.lab.ssh("db3", f"kill -9 {client}")
+    wait_until(lambda: tier.sql("db1", sleeping) == "0", 15, "the query of the killed client has ended")
+
+
 def test_the_replication_user_cannot_read_a_table(tier: Tier) -> None:
     login = {"user": "replication", "password": tier.secret("replication_password")}
     assert "no pg_hba.conf entry" in tier.remote("db2", "db1", "SELECT 1", **login)
