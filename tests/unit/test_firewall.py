@@ -331,6 +331,19 @@ def test_what_is_not_let_in_is_dropped() -> None:
                for line in chain.splitlines() if line.endswith("accept"))  # fmt: skip
 
 
+def test_what_comes_by_a_connection_for_each_request_is_not_followed() -> None:
+    text = rules_text(host="app1", firewall_untracked_ports=[8000, 8443])
+    assert [line.strip() for line in text.splitlines() if line.endswith("notrack")] == [
+        f"{family} {end}addr @members{version} tcp {port} {{ 8000, 8443 }} notrack"
+        for end in ("s", "d")
+        for family, version in (("ip", 4), ("ip6", 6))
+        for port in ("sport", "dport")
+    ]
+    assert nft(text).returncode == 0, nft(text).stderr
+    assert rules_text(host="app1").count(" tcp dport { 8000 } notrack") == 4
+    assert "notrack" not in rules_text(host="app1", firewall_untracked_ports=[])
+
+
 def test_the_union_opens_the_new_and_keeps_the_former() -> None:
     before, after = rules_text("three", "db1"), rules_text("plain", "db1")
     assert openings_of(before) != openings_of(after)

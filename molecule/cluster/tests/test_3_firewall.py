@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster import ROOT, Lab, Recap, wait_until
+from tests.cluster import ROOT, Browser, Lab, Recap, wait_until
 
 sys.path.insert(0, str(ROOT / "collections"))
 from ansible_collections.flotilla.django.plugins.module_utils import _firewall_plan as plan
@@ -124,6 +125,24 @@ def test_a_scan_from_every_tier_equals_the_matrix(
         assert wanted, source
     assert not any(more.values()), f"open, and not declared: {more}"
     assert not any(less.values()), f"declared, and not open: {less}"
+
+
+def followed(lab: Lab, host: str, port: int) -> set[str]:
+    """The connections to this port that the kernel of the host follows, as their addresses and ports."""
+    ends = re.compile(r"(?:src|dst|sport|dport)=\S+")
+    lines = lab.ssh(host, "cat /proc/net/nf_conntrack").splitlines()
+    return {" ".join(ends.findall(line)[:4]) for line in lines if f" dport={port} " in line}
+
+
+def test_requests_do_not_fill_the_tables_of_connections(lab: Lab) -> None:
+    """What clients open is followed by the balancer's kernel; what it opens itself for each request is not."""
+    watched = [("lb1", 8000), ("app1", 8000), ("lb1", 443)]
+    before = {key: followed(lab, *key) for key in watched}
+    for _ in range(10):
+        assert Browser(lab, "lb1").get("/plain/").status_code == 200
+    new = {key: followed(lab, *key) - before[key] for key in watched}
+    assert len(new["lb1", 443]) >= 10, "nothing is followed at all"
+    assert not new["lb1", 8000] | new["app1", 8000]
 
 
 def test_only_balancers_take_part_in_sharing_the_address(lab: Lab) -> None:
