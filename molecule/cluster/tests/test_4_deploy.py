@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -503,6 +504,39 @@ def test_a_host_is_drained_and_put_back_without_a_failed_request(lab: Lab, user:
     assert "app3 is in state maint on lb1, and not by a deploy: bring it back with undrain.yml" in deploy.output
     wait_until(lambda: answering(lab) == set(APPS), 20, "app3 gets requests again")
     assert nothing_failed(load)
+
+
+def test_a_node_that_is_back_can_carry_the_load_alone_two_seconds_later(lab: Lab) -> None:
+    """As it must in a cluster of two nodes when the other one is next: with all of its threads."""
+
+    def bring(state: str, *nodes: str) -> None:
+        for node in nodes:
+            runtime(lab, "lb1", f"set server django/{node} state {state}")
+
+    def up(node: str) -> bool:
+        rows = [line.split() for line in runtime(lab, "lb1", "show servers state django").splitlines()]
+        return any(row[3] == node and row[5] != "0" for row in rows if len(row) > 6)
+
+    def get(path: str) -> tuple[int, float]:
+        began = time.monotonic()
+        return Browser(lab, "lb1").get(path).status_code, time.monotonic() - began
+
+    try:
+        bring("maint", "app2")
+        time.sleep(1)
+        bring("ready", "app2")
+        wait_until(lambda: up("app2"), 10, "app2 is up again")
+        time.sleep(2)
+        bring("maint", "app1", "app3")
+        with ThreadPoolExecutor(6) as pool:
+            slow = [pool.submit(get, "/slow/?seconds=3") for _ in range(6)]
+            time.sleep(0.5)
+            status, took = get("/plain/")
+    finally:
+        bring("ready", *APPS)
+        wait_until(lambda: all(up(node) for node in APPS), 20, "all nodes are in service")
+    assert (status, *(request.result()[0] for request in slow)) == (200,) * 7
+    assert took < 1, f"a fast request took {took:.1f} s beside six slow ones on eight threads"
 
 
 def test_the_maintenance_page_comes_and_goes(lab: Lab) -> None:
