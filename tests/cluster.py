@@ -120,6 +120,7 @@ def inventory_with(directory: Path, name: str, change: Callable[[dict[str, Any]]
     change(hosts["all"]["children"])
     (directory / "hosts.yml").write_text(yaml.safe_dump(hosts, sort_keys=False))
     # The group variables find the lab's directory and the example from the inventory's own place.
+    (directory / "names.py").symlink_to(ROOT / "inventories/lab/names.py")
     target = directory / "group_vars" / "all"
     target.mkdir(parents=True)
     for file in (ROOT / "inventories" / name / "group_vars/all").glob("*.yml"):

@@ -296,9 +296,9 @@ def written(name: str, hosts: dict[str, Any]) -> Path:
     directory = ROOT / ".build" / name
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "hosts.yml").write_text(yaml.safe_dump(hosts))
-    variables = directory / "group_vars"
-    if not variables.is_symlink():
-        variables.symlink_to("../../inventories/lab/group_vars")
+    for part in ("group_vars", "names.py"):
+        if not (directory / part).is_symlink():
+            (directory / part).symlink_to(f"../../inventories/lab/{part}")
     return directory
 
 

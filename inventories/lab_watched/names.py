@@ -1,0 +1,1 @@
+../lab/names.py

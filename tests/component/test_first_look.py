@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Modules that ask over the shell first: what that finds on real files, and that Python is started for changes only."""
+
+from __future__ import annotations
+
+import getpass
+import grp
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.flotilla.django.plugins.module_utils import _config_files_listing as listing
+from ansible_collections.flotilla.django.plugins.module_utils._config_files_plan import parse
+
+ROOT = Path(__file__).resolve().parents[2]
+Run = Callable[..., dict[str, Any]]
+ME = {"owner": getpass.getuser(), "group": grp.getgrgid(os.getgid()).gr_name}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[dict[str, Any]]:
+    """One of each kind, with a name that a shell would take apart."""
+    return [
+        {"path": str(tmp_path / "a place"), "state": "directory", "mode": "0750", **ME},
+        {"path": str(tmp_path / "a place/it's.conf"), "content": "ä=1\n", **ME},
+        {"path": str(tmp_path / "a place/secret"), "secret_content": "hunter2-xyz\n", "mode": "0600", **ME},
+        {"path": str(tmp_path / "a place/empty"), "content": "", **ME},
+        {"path": str(tmp_path / "a place/link"), "state": "link", "target": "it's.conf"},
+        {"path": str(tmp_path / "old"), "state": "absent"},
+    ]
+
+
+def unchanged(files: list[dict[str, Any]]) -> bool:
+    entries = parse(files)
+    command = listing.command(entries)
+    assert "hunter2" not in command
+    done = subprocess.run(["sh", "-c", command], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
+    assert len(done.stdout) < 80, "one checksum, nothing that is in a file"
+    return listing.nothing_to_do(entries, done.stdout)
+
+
+def replace_by_link(path: Path) -> None:
+    path.rename(path.with_name("moved"))
+    path.symlink_to("moved")
+
+
+def link_elsewhere(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("x")
+
+
+def replace_by_file(path: Path) -> None:
+    path.unlink()
+    path.write_text("")
+
+
+DRIFTS: dict[str, Callable[[Path], object]] = {
+    "content": lambda place: (place / "a place/it's.conf").write_text("ä=2\n"),
+    "content of a secret": lambda place: (place / "a place/secret").write_text("hunter3-xyz\n"),
+    "mode of a file": lambda place: (place / "a place/secret").chmod(0o644),
+    "mode of a directory": lambda place: (place / "a place").chmod(0o755),
+    "set-user-ID": lambda place: (place / "a place/it's.conf").chmod(0o4644),
+    "owner": lambda place: os.chown(place / "a place/secret", 65534, -1),
+    "group": lambda place: os.chown(place / "a place/secret", -1, 65534),
+    "a missing file": lambda place: (place / "a place/empty").unlink(),
+    "a link in place of a file": lambda place: replace_by_link(place / "a place/secret"),
+    "a missing link": lambda place: (place / "a place/link").unlink(),
+    "a link to elsewhere": lambda place: link_elsewhere(place / "a place/link"),
+    "a file in place of a link": lambda place: replace_by_file(place / "a place/link"),
+    "what is to be absent": lambda place: (place / "old").write_text(""),
+    "a dangling link where nothing is to be": lambda place: (place / "old").symlink_to("nowhere"),
+}
+
+
+@pytest.mark.parametrize("drift", DRIFTS)
+def test_the_question_finds_what_the_module_would_change(
+    run_module: Run, files: list[dict[str, Any]], tmp_path: Path, drift: str
+) -> None:
+    if drift in ("owner", "group") and os.getuid() != 0:
+        pytest.skip("only root gives files away")
+    assert not unchanged(files)
+    run_module("config_files", {"files": files})
+    assert unchanged(files)
+    DRIFTS[drift](tmp_path)
+    assert not unchanged(files)
+    assert run_module("config_files", {"files": files})["changed"]
+    assert unchanged(files)
+
+
+def ansible(module: str, arguments: dict[str, Any], python: str = "/bin/false", *options: str) -> dict[str, Any]:
+    """The result of a module on a host whose Python is this."""
+    done = subprocess.run(
+        [
+            *(str(Path(sys.executable).with_name("ansible")), "all", "--inventory=here,", "--connection=local"),
+            *(f"--extra-vars=ansible_python_interpreter={python}", f"--module-name={module}"),
+            *([f"--args={json.dumps(arguments)}"] if arguments else []),
+            *options,
+        ],
+        env={
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
+        },
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=ROOT,
+    )
+    word, found, rest = done.stdout.partition(" => ")
+    assert found, done.stdout + done.stderr
+    result: dict[str, Any] = json.loads(rest)
+    return {"failed": "FAILED" in word, **result}
+
+
+def test_files_that_are_as_wanted_need_no_python(run_module: Run, files: list[dict[str, Any]], tmp_path: Path) -> None:
+    run_module("config_files", {"files": files})
+    found = ansible("flotilla.django.config_files", {"files": files})
+    assert (found["failed"], found["changed"], found["changed_paths"]) == (False, False, [])
+    (tmp_path / "old").write_text("")
+    assert ansible("flotilla.django.config_files", {"files": files})["failed"], "a change is the module's"
+    done = ansible("flotilla.django.config_files", {"files": files}, sys.executable, "--diff")
+    assert done["changed_paths"] == [str(tmp_path / "old")]
+
+
+def test_what_is_on_disk_is_validated_even_when_nothing_changes(run_module: Run, files: list[dict[str, Any]]) -> None:
+    run_module("config_files", {"files": files})
+    found = ansible("flotilla.django.config_files", {"files": files, "validate": ["false"]}, sys.executable)
+    assert found["failed"] and "validation failed" in found["msg"]
+
+
+def test_bad_input_is_refused_in_the_words_of_the_module() -> None:
+    found = ansible("flotilla.django.config_files", {"files": [{"path": "relative", "content": ""}]}, sys.executable)
+    assert found["failed"] and found["msg"] == "relative: path must be absolute"
+
+
+def test_packages_that_are_there_need_no_python() -> None:
+    found = ansible("flotilla.django.packages", {"name": ["coreutils", "dpkg"]})
+    assert (found["failed"], found["changed"]) == (False, False)
+    assert ansible("flotilla.django.packages", {"name": ["coreutils", "no-such-package"]})["failed"]
+    assert ansible("flotilla.django.packages", {"name": ["coreutils", "core*"]})["failed"], "a pattern is left to apt"
+    assert not ansible("flotilla.django.packages", {"name": []})["failed"]
+
+
+def test_the_release_of_the_distribution_is_what_setup_says() -> None:
+    facts = ansible("flotilla.django.debian_facts", {})["ansible_facts"]
+    said = ansible("ansible.builtin.setup", {"gather_subset": ["!all", "!min", "distribution"]}, sys.executable)
+    assert len(facts) == 3
+    for name, value in facts.items():
+        assert said["ansible_facts"][f"ansible_{name}"] == value, name
