@@ -29,12 +29,12 @@ class ActionModule(ActionBase):
         return self._execute_module(module_name=MODULE, module_args=arguments, task_vars=task_vars)
 
     def _unchanged(self, arguments: dict[str, Any]) -> bool:
-        # What is on disk is validated even when nothing changed. What the module refuses, it refuses in its own words.
-        if set(arguments) != {"files"}:
-            return False
         try:
             entries = parse(arguments["files"])
+            # Like the module: what is on disk is validated even when nothing changed, but not in check mode.
+            command = listing.command(entries, () if self._task.check_mode else arguments.get("validate") or ())
         except (ValueError, TypeError, KeyError, AttributeError):
+            # What the module refuses, it refuses in its own words.
             return False
-        found = self._low_level_execute_command(listing.command(entries))
+        found = self._low_level_execute_command(command)
         return listing.nothing_to_do(entries, found["stdout"])

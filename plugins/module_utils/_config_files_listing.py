@@ -16,10 +16,13 @@ from ansible_collections.flotilla.django.plugins.module_utils._config_files_plan
 
 # What stat prints before the mode, as in st_mode.
 TYPE_BITS = {"file": 0o100000, "directory": 0o040000}
+# Seconds. As long as the module itself lets a validation command run.
+VALIDATE_TIMEOUT = 120
+VALID = "valid"
 
 
-def command(entries: Sequence[Desired]) -> str:
-    """The question: one line for sh. All tools are from coreutils."""
+def command(entries: Sequence[Desired], validate: Sequence[str] = ()) -> str:
+    """The question: one line for sh. All tools are from coreutils, besides the validation commands."""
     seen = [entry.path for entry in entries if entry.state != "link"]
     parts = [
         # One call each, not one for each file. Without a path sha256sum would read its standard input.
@@ -28,7 +31,11 @@ def command(entries: Sequence[Desired]) -> str:
         ("readlink --", [entry.path for entry in entries if entry.state == "link"]),
     ]
     asked = [f"{tool} {shlex.join(paths)}" for tool, paths in parts if paths]
-    return f"{{ {'; '.join([*asked, ':'])}; }} 2>/dev/null | sha256sum"
+    checks = [
+        f"timeout {VALIDATE_TIMEOUT} {shlex.join(shlex.split(one))} </dev/null >/dev/null 2>&1" for one in validate
+    ]
+    listed = f"{{ {'; '.join([*asked, ':'])}; }} 2>/dev/null | sha256sum"
+    return " && ".join([listed, *checks, f"echo {VALID}"])
 
 
 def wanted(entries: Sequence[Desired]) -> str:
@@ -46,8 +53,9 @@ def wanted(entries: Sequence[Desired]) -> str:
 
 
 def nothing_to_do(entries: Sequence[Desired], answer: str) -> bool:
-    """Whether the host answered that all entries are as wanted."""
-    return answer.split()[:1] == [_sha256(wanted(entries).encode("utf-8", "surrogateescape"))]
+    """Whether the host answered that all entries are as wanted and valid."""
+    # The dash is the standard input that the checksum is of.
+    return answer.split() == [_sha256(wanted(entries).encode("utf-8", "surrogateescape")), "-", VALID]
 
 
 def _sha256(content: bytes) -> str:

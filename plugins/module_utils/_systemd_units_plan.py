@@ -231,6 +231,20 @@ def _state_step(wish: Wish, unit: Unit, paths: Paths, check_mode: bool) -> Step 
     return Step("reload" if unit.can_reload else "restart", wish.name, reload) if reload else None
 
 
+def report(units: Mapping[str, Unit], steps: list[Step]) -> dict[str, dict[str, Any]]:
+    """What the module returns of each unit."""
+    return {
+        name: {
+            "actions": [step.verb for step in steps if step.unit == name],
+            "reasons": [step.reason for step in steps if step.unit == name],
+            "active_state": unit.active_state,
+            "sub_state": unit.sub_state,
+            "file_state": unit.file_state,
+        }
+        for name, unit in units.items()
+    }
+
+
 def hopeless(unit: Unit) -> bool:
     """Whether waiting longer for a unit that was started cannot help."""
     return unit.active_state in ("failed", "inactive")

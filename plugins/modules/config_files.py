@@ -29,6 +29,10 @@ attributes:
   idempotent:
     support: full
     description: A second run changes nothing.
+  action:
+    support: partial
+    description: >-
+      One command of the shell finds out whether there is anything to do; only then the module is started on the host.
 options:
   files:
     description: The files, directories and links, in the order in which they are made.

@@ -30,6 +30,10 @@ attributes:
   idempotent:
     support: full
     description: A second run changes nothing.
+  action:
+    support: partial
+    description: >-
+      One command of the shell finds out whether there is anything to do; only then the module is started on the host.
 options:
   units:
     description: The units, in the order in which they are handled.
@@ -151,7 +155,6 @@ failed_unit:
   returned: when a unit failed
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -162,6 +165,7 @@ from ansible_collections.flotilla.django.plugins.module_utils._systemd_units_pla
     Wish,
     parse,
     plan,
+    report,
     wants_daemon_reload,
 )
 
@@ -185,19 +189,6 @@ def argument_spec() -> dict[str, Any]:
         "changed_paths": paths,
         "settle": {"type": "float", "default": 1.0},
         "timeout": {"type": "float", "default": 30.0},
-    }
-
-
-def report(units: Mapping[str, Unit], steps: list[Step]) -> dict[str, dict[str, Any]]:
-    return {
-        name: {
-            "actions": [step.verb for step in steps if step.unit == name],
-            "reasons": [step.reason for step in steps if step.unit == name],
-            "active_state": unit.active_state,
-            "sub_state": unit.sub_state,
-            "file_state": unit.file_state,
-        }
-        for name, unit in units.items()
     }
 
 

@@ -132,8 +132,12 @@ def test_files_that_are_as_wanted_need_no_python(run_module: Run, files: list[di
 
 def test_what_is_on_disk_is_validated_even_when_nothing_changes(run_module: Run, files: list[dict[str, Any]]) -> None:
     run_module("config_files", {"files": files})
-    found = ansible("flotilla.django.config_files", {"files": files, "validate": ["false"]}, sys.executable)
+    name = "flotilla.django.config_files"
+    assert not ansible(name, {"files": files, "validate": ["true", "test -e /"]})["failed"], "valid, and without Python"
+    refused = {"files": files, "validate": ["true", "false"]}
+    found = ansible(name, refused, sys.executable)
     assert found["failed"] and "validation failed" in found["msg"]
+    assert not ansible(name, refused, "/bin/false", "--check")["failed"], "check mode runs no command"
 
 
 def test_bad_input_is_refused_in_the_words_of_the_module() -> None:

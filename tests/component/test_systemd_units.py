@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from ansible_collections.flotilla.django.plugins.module_utils import _systemd_units_listing as listing
+from ansible_collections.flotilla.django.plugins.module_utils import _systemd_units_plan as plan
 
 from conftest import LabHost
 
@@ -203,3 +205,52 @@ def test_masking(lab_host: LabHost, units: Units) -> None:
     assert "masked: false" in units({"name": name})["msg"]
     assert actions(units({"name": name, "masked": False}), name) == ["unmask", "start"]
     assert units({"name": name, "masked": False})["changed"] is False
+
+
+def first_look(host: LabHost, wish: dict[str, Any]) -> bool:
+    """Whether the question that is asked over the shell finds that there is nothing to do."""
+    wishes = plan.parse([wish])
+    command = listing.command(wishes)
+    assert command is not None
+    # With a terminal, as Ansible asks.
+    return listing.as_wanted(wishes, host.run(f"script --quiet --command {shlex.quote(command)} /dev/null")) is not None
+
+
+def test_the_first_look_finds_what_the_module_would_do(lab_host: LabHost, units: Units) -> None:
+    name = "t-look.service"
+    wish = {
+        "name": name,
+        "enabled": True,
+        "restart_on": ["/etc/t-look.d", "/etc/t-look-*.conf"],
+        "reload_on": ["/etc/t-l"],
+    }
+    lab_host.run("mkdir -p /etc/t-look.d; echo 1 | tee /etc/t-look.d/a /etc/t-look-a.conf > /etc/t-l; sleep 0.1")
+    service = ["[Service]", "ExecStart=/bin/sleep infinity", "ExecReload=/bin/true"]
+    lines = ["[Unit]", "StartLimitIntervalSec=0", *service, "[Install]", "WantedBy=multi-user.target"]
+    assert not first_look(lab_host, wish), "it is not there"
+    write_unit(lab_host, name, lines)
+    assert not first_look(lab_host, wish), "it does not run"
+    units(wish)
+    assert first_look(lab_host, wish)
+    for drift in (
+        "echo 2 > /etc/t-look.d/a",
+        "touch /etc/t-look.d/b",
+        "rm /etc/t-look.d/b",
+        "chmod 600 /etc/t-look-a.conf",
+        "touch /etc/t-look-new.conf",
+        "echo 2 > /etc/t-l",
+        f"systemctl stop {name}",
+        f"systemctl disable --quiet {name}",
+        f"systemctl disable --quiet --now {name}",
+        f"echo '#' >> {UNITS}/{name}",
+    ):
+        # Later than the start: what a file says is compared to the hundredth of a second.
+        lab_host.run(f"sleep 0.1; {drift}")
+        assert not first_look(lab_host, wish), drift
+        done = units(wish)
+        assert not done["failed"], done["msg"]
+        assert done["changed"] or done["daemon_reloaded"], drift
+        assert first_look(lab_host, wish), drift
+    assert listing.command(plan.parse([{"name": name, "restart_on": ["/etc/a place"]}])) is None
+    units({"name": name, "enabled": False, "state": "stopped"})
+    assert first_look(lab_host, {"name": name, "enabled": False, "state": "stopped"})
