@@ -9,6 +9,7 @@ from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
+from ansible_collections.flotilla.django.plugins.module_utils import _firewall_listing as listing
 
 MODULE = "flotilla.django.firewall"
 # Seconds, after the time of the trial, until the former rules admit a connection again.
@@ -17,13 +18,15 @@ PAUSE = 1.0
 
 
 class ActionModule(ActionBase):
-    """Both halves of the module."""
+    """A first look, and both halves of the module."""
 
     _requires_connection = True
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         super().run(tmp, task_vars)
         arguments = dict(self._task.args)
+        if self._as_wanted(arguments):
+            return {"changed": False, "missing": False, "loaded_at_boot": True, "to_close": False}
         result: dict[str, Any] = self._execute_module(module_name=MODULE, module_args=arguments, task_vars=task_vars)
         trial = result.pop("trial", None)
         if result.get("failed") or trial is None:
@@ -33,6 +36,17 @@ class ActionModule(ActionBase):
         if second.get("failed"):
             result.update(failed=True, changed=False, msg=self._why(second, seconds))
         return result
+
+    def _as_wanted(self, arguments: dict[str, Any]) -> bool:
+        """Whether one command of the host's shell says that there is nothing to do, which is most of the time."""
+        if arguments.get("state", "present") != "present" or not arguments.get("boot_unit"):
+            return False
+        try:
+            command = listing.command(arguments)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            # What the module refuses, it refuses in its own words.
+            return False
+        return listing.nothing_to_do(arguments, self._low_level_execute_command(command)["stdout"])
 
     def _confirm(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None, deadline: float) -> dict[str, Any]:
         """Try until the host says yes or no; the connection is made anew each time."""

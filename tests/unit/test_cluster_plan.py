@@ -399,6 +399,32 @@ def test_the_filter_refuses_what_a_role_refuses() -> None:
     assert filters.cluster_problems(GROUPS, hosts(GROUPS, everywhere={"django_workers": "4"})) == []
 
 
+ROLE_TIERS = {tier: [tier] for tier in cluster.TIERS} | {
+    "keepalived": ["haproxy"],
+    "firewall": list(cluster.TIERS),
+    "exporters": list(cluster.TIERS),
+}
+
+
+@pytest.mark.parametrize(
+    "role", sorted(path.parent.parent.name for path in filters.ROLES.glob("*/meta/argument_specs.yml"))
+)
+def test_the_first_play_refuses_what_any_role_refuses(role: str) -> None:
+    """site.yml runs the roles without their own look at it (rolespec_validate: false)."""
+    groups = {**GROUPS, "prometheus": ["mon1"]}
+    options = filters._role_options(role)
+    wrong = {"int": "many", "float": "many", "bool": "perhaps", "dict": "x", "list": {"a": 1}}
+    values = {name: wrong[option["type"]] for name, option in options.items() if option.get("type") in wrong}
+    values |= {name: "no-such-choice" for name, option in options.items() if "choices" in option}
+    assert values
+    for tier in ROLE_TIERS[role]:
+        host = groups[tier][0]
+        for name, value in values.items():
+            told = filters.cluster_problems(groups, hosts(groups, **{host: {name: value}}))
+            refused = [message for message in told if message.startswith(name) and "no role knows" not in message]
+            assert refused, f"{name} on {host}: {told}"
+
+
 def test_every_variable_of_the_roles_is_known() -> None:
     """Otherwise a documented variable would be refused."""
     names = {name: 1 for tier in cluster.REQUIRED_TIERS for name in filters._role_options(tier)}

@@ -309,6 +309,16 @@ def test_rules_stay_over_nftables_and_a_reboot_and_are_put_right(lab: Lab, host:
     assert "table inet mine" in lab.ssh(host, "nft list tables"), "nobody else's table is touched"
     lab.ssh(host, "nft delete table inet mine")
 
+    for drift in ("systemctl disable --quiet flotilla-firewall.service", f"echo '# by hand' >> {FILE}", f"rm {FILE}"):
+        lab.ssh(host, drift)
+        run = firewall(lab, host)
+        assert run.returncode == 0, run.output[-3000:]
+        assert run.changed, drift
+        again = firewall(lab, host)
+        assert again.changed == {}, f"{drift}: {again.changed_tasks}"
+    assert lab.ssh(host, "systemctl is-enabled flotilla-firewall.service").strip() == "enabled"
+    assert "by hand" not in lab.ssh(host, f"cat {FILE}")
+
 
 @pytest.mark.full
 def test_it_can_be_turned_off_and_on(lab: Lab, host: str) -> None:
