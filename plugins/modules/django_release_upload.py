@@ -59,7 +59,7 @@ sent:
   returned: success
   type: dict
   sample: {"http://192.0.2.51:8081/releases/": ["v4.2-0a1b2c3d4e5f.tar.gz"]}
-unreachable:
+not_reached:
   description: The servers that could not be reached, each with the reason.
   returned: success
   type: dict
@@ -106,25 +106,25 @@ def work(module: AnsibleModule) -> dict[str, Any]:
             return error
 
     sent: dict[str, list[str]] = {}
-    unreachable: dict[str, str] = {}
+    not_reached: dict[str, str] = {}
     with ThreadPoolExecutor(max_workers=4) as pool:
         for server, outcome in zip(params["servers"], pool.map(one, params["servers"]), strict=True):
             if isinstance(outcome, TransferError):
-                unreachable[server] = str(outcome)
+                not_reached[server] = str(outcome)
             elif isinstance(outcome, Exception):
                 raise outcome
             elif outcome:
                 sent[server] = outcome
     if module.check_mode:
-        sent.update({server: packs for server in unreachable if packs})
-    elif packs and len(unreachable) == len(params["servers"]):
-        raise ReleaseError("no static server can be reached: " + "; ".join(unreachable.values()))
-    for reason in unreachable.values():
+        sent.update({server: packs for server in not_reached if packs})
+    elif packs and len(not_reached) == len(params["servers"]):
+        raise ReleaseError("no static server can be reached: " + "; ".join(not_reached.values()))
+    for reason in not_reached.values():
         module.warn(f"not sent, the server cannot be reached: {reason}")
     return {
         "changed": bool(sent),
         "sent": sent,
-        "unreachable": unreachable,
+        "not_reached": not_reached,
         "releases": [
             {"id": name, "packs": public_packs(directory, index), "release": index["release"]}
             for name, index in indexes.items()
