@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ansible_collections.flotilla.django.plugins.module_utils import _shell_plan as shell
 from ansible_collections.flotilla.django.plugins.module_utils._systemd_units_io import PROPERTIES, parse_block
 from ansible_collections.flotilla.django.plugins.module_utils._systemd_units_plan import (
     Paths,
@@ -21,9 +22,6 @@ from ansible_collections.flotilla.django.plugins.module_utils._systemd_units_pla
 
 # A path or a pattern that a shell takes as it is meant.
 PLAIN = re.compile(r"[A-Za-z0-9/._@:+*?-]+")
-MARK = "=== files"
-# /proc/uptime has hundredths, rounded down. Too early a start is the safe side: the module looks again.
-ROUNDING_NS = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -43,30 +41,25 @@ def command(wishes: Sequence[Wish]) -> str | None:
     paths = patterns(wishes)
     if not all(PLAIN.fullmatch(path) for path in paths):
         return None
-    parts = [
+    return shell.command(
         f"systemctl show --property {','.join(PROPERTIES)} -- {shlex.join(wish.name for wish in wishes)}",
-        # In this order: whatever comes between the two makes a start look earlier, never later.
-        f"echo '{MARK}'; date +%s%N; cat /proc/uptime",
-    ]
-    if paths:
+        shell.CLOCKS,
         # Without following links, as the module does. A pattern that matches nothing is a path that is not there.
-        parts.append(f"find {' '.join(paths)} -printf '%C@ %p\\n'")
-    return f"export LC_ALL=C SYSTEMD_COLORS=0 SYSTEMD_PAGER=; {{ {'; '.join(parts)}; }} 2>/dev/null"
+        f"find {' '.join(paths)} -printf '%C@ %p\\n'" if paths else "true",
+    )
 
 
 def read(wishes: Sequence[Wish], answer: str) -> Seen:
     """The answer; ValueError when it is not one."""
-    # Ansible gives a command that reads nothing a terminal, which ends lines in its own way.
-    shown, found, rest = answer.replace("\r\n", "\n").partition(f"{MARK}\n")
+    shown, clocks, files = shell.answers(answer, 3)
     blocks = [block for block in shown.split("\n\n") if block.strip()]
-    lines = rest.splitlines()
-    if not found or len(blocks) != len(wishes) or len(lines) < 2:
-        raise ValueError("not an answer")
-    offset = int(lines[0]) - _nanoseconds(lines[1].split()[0]) - ROUNDING_NS
+    if len(blocks) != len(wishes):
+        raise ValueError(f"{len(blocks)} units of {len(wishes)}")
+    offset = shell.boot_ns(clocks)
     stamps: dict[str, int] = {}
-    for line in lines[2:]:
+    for line in filter(None, files.splitlines()):
         moment, _, path = line.partition(" ")
-        stamps[path] = _nanoseconds(moment)
+        stamps[path] = shell.nanoseconds(moment)
     return Seen(
         units={wish.name: parse_block(wish.name, block, offset) for wish, block in zip(wishes, blocks, strict=True)},
         paths=Paths(
@@ -86,8 +79,3 @@ def as_wanted(wishes: Sequence[Wish], answer: str) -> dict[str, Unit] | None:
     except ValueError:
         return None
     return None if steps or wants_daemon_reload(seen.units.values(), ()) else seen.units
-
-
-def _nanoseconds(seconds: str) -> int:
-    whole, _, fraction = seconds.partition(".")
-    return int(whole) * 1_000_000_000 + int(fraction[:9].ljust(9, "0"))

@@ -51,6 +51,10 @@ options:
     type: float
     default: 15
 attributes:
+  action:
+    support: partial
+    description: >-
+      One command of the shell finds out whether there is anything to do; only then the module is started on the host.
   check_mode:
     description: Tells whether the release would be installed and which ones would be removed.
     support: full

@@ -20,6 +20,10 @@ description:
   - When the new release does not become healthy in O(start_timeout) seconds, the former release is put back and
     started, and the module fails with the last lines of the journal. Without a former one the services are stopped.
 attributes:
+  action:
+    support: partial
+    description: >-
+      One command of the shell finds out whether there is anything to do; only then the module is started on the host.
   check_mode:
     support: full
     description: Tells whether, and why, something would be done. So a play finds the nodes that need activation.

@@ -7,6 +7,7 @@ import getpass
 import grp
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,13 @@ from typing import Any
 
 import pytest
 from ansible_collections.flotilla.django.plugins.module_utils import _config_files_listing as listing
+from ansible_collections.flotilla.django.plugins.module_utils import _django_release_listing as releases
+from ansible_collections.flotilla.django.plugins.module_utils import _django_runtime_listing as runtime
 from ansible_collections.flotilla.django.plugins.module_utils._config_files_plan import parse
+from ansible_collections.flotilla.django.plugins.module_utils._django_runtime_io import MARK
+from ansible_collections.flotilla.django.plugins.module_utils._django_runtime_plan import make_plan
+
+from conftest import LabHost
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., dict[str, Any]]
@@ -159,3 +166,105 @@ def test_the_release_of_the_distribution_is_what_setup_says() -> None:
     assert len(facts) == 3
     for name, value in facts.items():
         assert said["ansible_facts"][f"ansible_{name}"] == value, name
+
+
+def test_a_user_who_is_there_needs_no_python() -> None:
+    name = "flotilla.django.system_user"
+    assert ansible(name, {"name": "nobody", "home": "/nonexistent"})["failed"] is False
+    for differs in ({"name": "nobody", "home": "/else"}, {"name": "no-such-user", "home": "/nonexistent"}):
+        assert ansible(name, differs)["failed"], differs
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A node's directory with two releases."""
+    for name in ("v1-00000000000a", "v2-00000000000b"):
+        python = tmp_path / "releases" / name / "venv/bin/python"
+        python.parent.mkdir(parents=True)
+        python.write_text("")
+        (python.parents[2] / "release.json").write_text(json.dumps({"id": name}))
+    return tmp_path
+
+
+def release_found(home: Path, keep: int = 2) -> dict[str, Any] | None:
+    command = releases.command(str(home), "v2-00000000000b")
+    done = subprocess.run(["sh", "-c", command], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    return releases.installed("v2-00000000000b", keep, done.stdout)
+
+
+RELEASE_DRIFTS: dict[str, Callable[[Path], object]] = {
+    "not complete": lambda place: (place / "v2-00000000000b/release.json").unlink(),
+    "without its Python": lambda place: (place / "v2-00000000000b/venv/bin/python").unlink(),
+    "another one's description": lambda place: (place / "v2-00000000000b/release.json").write_text(
+        '{"id": "v1-00000000000a"}'
+    ),
+    "no description": lambda place: (place / "v2-00000000000b/release.json").write_text("{"),
+    "left of an interrupted run": lambda place: (place / "v3-00000000000c").mkdir(),
+    "left of an interrupted download": lambda place: (place / ".tmp-v3-00000000000c.tar.gz").write_text(""),
+}
+
+
+@pytest.mark.parametrize("drift", RELEASE_DRIFTS)
+def test_only_a_complete_release_among_complete_ones_needs_no_module(home: Path, drift: str) -> None:
+    assert release_found(home) == {"id": "v2-00000000000b"}
+    assert release_found(home, keep=1) is None, "one is too many"
+    RELEASE_DRIFTS[drift](home / "releases")
+    assert release_found(home) is None
+
+
+def test_what_a_node_runs_is_seen_as_the_module_sees_it(lab_host: LabHost) -> None:
+    home, unit = "/srv/t-node", "t-node.service"
+    wanted: dict[str, Any] = {
+        "home": home,
+        "release": "v2-00000000000b",
+        "units": [unit],
+        "restart_on": ["/etc/t-node.conf"],
+        "stray_units": "t-node-*.service",
+        "health_address": "127.0.0.1",
+        "health_port": 9,
+    }
+    lines = ["[Unit]", "StartLimitIntervalSec=0", "[Service]", f"WorkingDirectory={home}/current"]
+    lines += ["ExecStart=/bin/sleep infinity", "[Install]", "WantedBy=multi-user.target"]
+    for command in (
+        f"cd {home}/releases; touch /etc/t-node.conf v1-00000000000a/release.json v2-00000000000b/release.json",
+        f"cd {home}; ln -s releases/v1-00000000000a previous; ln -s releases/v2-00000000000b current",
+        f"printf '%s\\n' {shlex.join(lines)} > /etc/systemd/system/{unit}; sleep 0.1; systemctl daemon-reload",
+    ):
+        lab_host.run(f"mkdir -p {home}/releases/v1-00000000000a {home}/releases/v2-00000000000b; {command}")
+
+    def reasons() -> list[str]:
+        command = runtime.command(home, [unit], wanted["restart_on"], wanted["stray_units"])
+        seen = runtime.read(home, [unit], wanted["restart_on"], lab_host.run(command))
+        found = list(make_plan(wanted["release"], [unit], wanted["restart_on"], seen).reasons)
+        told = lab_host.module("django_runtime", wanted, check=True)
+        assert found == told["reasons"]
+        assert (seen.current or "", seen.previous or "") == (told["release"], told["former_previous"])
+        return found
+
+    restart = f"systemctl restart {unit}"
+    assert reasons() == [f"{unit} is not enabled", f"{unit} is inactive"]
+    lab_host.run(f"systemctl enable --quiet --now {unit}")
+    assert reasons() == []
+    for drift, repair in (
+        ("touch /etc/t-node.conf", restart),
+        (f"systemctl stop {unit}", f"systemctl start {unit}"),
+        (f"systemctl disable --quiet {unit}", f"systemctl enable --quiet {unit}"),
+        (
+            f"ln -sfn releases/v1-00000000000a {home}/current; {restart}",
+            f"ln -sfn releases/v2-00000000000b {home}/current; {restart}",
+        ),
+        (f"rm {home}/current", f"ln -sfn releases/v2-00000000000b {home}/current"),
+        (f"echo >> /etc/systemd/system/{unit}", f"systemctl daemon-reload; {restart}"),
+        (
+            f"echo '{MARK}' > /etc/systemd/system/t-node-old.service",
+            "rm /etc/systemd/system/t-node-old.service",
+        ),
+    ):
+        lab_host.run(f"sleep 0.1; {drift}")
+        assert reasons() != [], drift
+        lab_host.run(f"sleep 0.1; {repair}; sleep 0.1")
+        assert reasons() == [], repair
+    # Somebody else's unit is nobody's business.
+    lab_host.run("echo '[Service]' > /etc/systemd/system/t-node-mine.service")
+    assert reasons() == []
+    lab_host.run(f"systemctl disable --quiet --now {unit}; rm /etc/systemd/system/t-node*")
