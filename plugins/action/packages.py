@@ -11,6 +11,8 @@ from ansible_collections.flotilla.django.plugins.module_utils import _packages_p
 
 # Seconds for which the list of packages is not asked for again.
 CACHE_VALID = 86400
+# The fact that holds what this run found installed, or installed itself.
+KNOWN = "flotilla_packages"
 
 
 class ActionModule(ActionBase):
@@ -27,13 +29,21 @@ class ActionModule(ActionBase):
             }
         )
         names: list[str] = arguments["name"]
-        if not names or not plan.missing(names, self._low_level_execute_command(plan.command(names))["stdout"]):
+        # A delegated task has the facts of another host than the one it runs on.
+        delegated = bool(self._task.delegate_to)
+        known: list[str] = [] if delegated else (task_vars or {}).get("ansible_facts", {}).get(KNOWN, [])
+        if plan.all_named(names, known):
             return {"changed": False}
-        apt = {
-            "name": names,
-            "update_cache": True,
-            "cache_valid_time": CACHE_VALID,
-            "install_recommends": False,
-            "policy_rc_d": arguments["policy_rc_d"],
-        }
-        return self._execute_module(module_name="ansible.builtin.apt", module_args=apt, task_vars=task_vars)
+        result: dict[str, Any] = {"changed": False}
+        if plan.missing(names, self._low_level_execute_command(plan.command(names))["stdout"]):
+            apt = {
+                "name": names,
+                "update_cache": True,
+                "cache_valid_time": CACHE_VALID,
+                "install_recommends": False,
+                "policy_rc_d": arguments["policy_rc_d"],
+            }
+            result = self._execute_module(module_name="ansible.builtin.apt", module_args=apt, task_vars=task_vars)
+            if result.get("failed") or self._task.check_mode:
+                return result
+        return result if delegated else {**result, "ansible_facts": {KNOWN: sorted({*known, *names})}}

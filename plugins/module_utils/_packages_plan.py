@@ -26,3 +26,8 @@ def missing(names: Iterable[str], answer: str) -> list[str]:
         if status == INSTALLED:
             there.add(name)
     return [name for name in names if not NAME.fullmatch(name) or name not in there]
+
+
+def all_named(names: Iterable[str], known: Iterable[str]) -> bool:
+    """Whether each name is among the known ones, and no more than a name."""
+    return {name if NAME.fullmatch(name) else None for name in names} <= set(known)

@@ -160,6 +160,39 @@ def test_packages_that_are_there_need_no_python() -> None:
     assert not ansible("flotilla.django.packages", {"name": []})["failed"]
 
 
+def test_packages_that_this_run_found_are_not_asked_for_again(tmp_path: Path) -> None:
+    """On a host that answers nothing, whoever asks misses everything, and finds nobody."""
+    blind = {"vars": {"ansible_shell_executable": "/bin/false"}, "ignore_unreachable": True}
+    play = {
+        "hosts": "here",
+        "gather_facts": False,
+        "vars": {"ansible_connection": "local", "ansible_python_interpreter": "/bin/false"},
+        "tasks": [
+            {"flotilla.django.packages": {"name": ["coreutils", "dpkg"]}},
+            {"flotilla.django.packages": {"name": ["dpkg"]}, **blind, "register": "same"},
+            {"flotilla.django.packages": {"name": ["dpkg", "bash"]}, **blind, "register": "more"},
+            {"flotilla.django.packages": {"name": ["dpkg"]}, **blind, "register": "there", "delegate_to": "other"},
+            {"ansible.builtin.assert": {"that": ["same is reachable", "more is unreachable", "there is unreachable"]}},
+        ],
+    }
+    (tmp_path / "play.yml").write_text(json.dumps([play]))
+    done = subprocess.run(
+        [
+            str(Path(sys.executable).with_name("ansible-playbook")),
+            "--inventory=here,other,",
+            str(tmp_path / "play.yml"),
+        ],
+        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_release_of_the_distribution_is_what_setup_says() -> None:
     facts = ansible("flotilla.django.debian_facts", {})["ansible_facts"]
     said = ansible("ansible.builtin.setup", {"gather_subset": ["!all", "!min", "distribution"]}, sys.executable)
