@@ -51,6 +51,11 @@ def cluster_groups(groups: Mapping[str, Sequence[str]], leaving: str = "") -> di
     return scale.without(groups, str(leaving))
 
 
+def cluster_but(leaving: str = "") -> str:
+    """The end of a pattern of hosts that leaves out a host that leaves."""
+    return f":!{leaving}" if leaving else ""
+
+
 def scale_in_problems(
     groups: Mapping[str, Sequence[str]], hostvars: Any, host: str, seen: str, accept: Any = ()
 ) -> list[str]:
@@ -66,6 +71,7 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
+            "cluster_but": cluster_but,
             "cluster_groups": cluster_groups,
             "scale_in_problems": scale_in_problems,
             "status_setting_problems": status_setting_problems,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.flotilla.django.plugins.filter.status import cluster_but
 from ansible_collections.flotilla.django.plugins.module_utils import _scale_plan as scale
 from ansible_collections.flotilla.django.plugins.module_utils import _status_plan as plan
 from render import ROOT
@@ -156,6 +157,10 @@ def test_the_groups_without_a_host() -> None:
     groups = {"all": ["a", "b"], "django": ["a"], "redis": ["b"]}
     assert scale.without(groups, "a") == {"all": ["b"], "django": [], "redis": ["b"]}
     assert scale.without(groups, "") == groups
+
+
+def test_the_pattern_that_leaves_a_host_out() -> None:
+    assert [f"redis{cluster_but(name)}" for name in ("", "cache2")] == ["redis", "redis:!cache2"]
 
 
 @pytest.mark.parametrize(
