@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jinja2 import Environment
+from jinja2.meta import find_undeclared_variables
 from render import ROOT
 
 LICENCE = "SPDX-License-Identifier: GPL-3.0-or-later"
@@ -245,3 +247,20 @@ def test_playbooks_can_be_called_by_name() -> None:
     names = [path.stem for path in (ROOT / "playbooks").glob("*.yml")]
     assert names
     assert not [name for name in names if not re.fullmatch(r"[a-z][a-z0-9_]*", name)]
+
+
+# What Ansible knows when it looks for the hosts of a play: no host yet, so no variable of the inventory. The words of
+# vars/topology.yml that are made of nothing else count, too.
+KNOWN_TO_PATTERNS = {"groups", "scale_in_host", "ansible_limit", "cluster_monitors", "cluster_but"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "playbooks").glob("*.yml")), ids=lambda path: path.stem)
+def test_the_hosts_of_a_play_are_found_without_the_inventorys_variables(path: Path) -> None:
+    """A variable of the inventory is undefined there, whatever it says: `default(false)` would hide that."""
+    parser = Environment()
+    parser.filters["flotilla.django.cluster_but"] = str
+    patterns = [play["hosts"] for play in yaml.safe_load(path.read_text()) if "hosts" in play]
+    topology = yaml.safe_load((ROOT / "playbooks/vars/topology.yml").read_text())
+    patterns += [topology[name] for name in ("cluster_monitors", "cluster_but")]
+    for pattern in patterns:
+        assert find_undeclared_variables(parser.parse(pattern)) <= KNOWN_TO_PATTERNS, pattern

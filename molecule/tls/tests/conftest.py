@@ -15,4 +15,7 @@ from tests.cluster import Lab  # noqa: E402 - the line above must come first
 
 @pytest.fixture(scope="session")
 def lab() -> Lab:
-    return Lab(os.environ.get("LAB_NAME", "molecule-tls"), "lab_watched")
+    """The scenario converges without TLS between the tiers; whatever the tests run from then on has it."""
+    lab = Lab(os.environ.get("LAB_NAME", "molecule-tls"), "lab_watched")
+    lab.environment["LAB_INTERNAL_TLS"] = "true"
+    return lab

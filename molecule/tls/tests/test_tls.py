@@ -13,7 +13,6 @@ import pytest
 from tests.cluster import Browser, Lab, served, wait_until
 from tests.load.load import running
 
-ON = ("-e", "cluster_internal_tls=true")
 NODES, DATABASES = ("web1", "web2"), ("data1", "data2")
 HEALTH = "/-/health"
 SHOW = """
@@ -61,14 +60,14 @@ def assert_follows_over_tls(lab: Lab, new: str) -> None:
 def test_it_is_turned_on_without_a_failed_request(lab: Lab) -> None:
     with running(lab.load(rate=5, seconds=1500, mix={"plain": 4, "page": 2, "session": 3})) as load:
         load.wait_until_sending()
-        result = lab.playbook(*ON)
+        result = lab.playbook()
         load.stop()
     assert result.returncode == 0, result.output[-6000:]
     bad = [outcome for outcome in load.outcomes if outcome.reason]
     assert not bad, bad[:5]
-    again = lab.playbook(*ON)
+    again = lab.playbook()
     assert (again.returncode, again.changed) == (0, {}), again.changed_tasks
-    check = lab.playbook(*ON, "--check", "--diff")
+    check = lab.playbook("--check", "--diff")
     assert (check.returncode, check.changed) == (0, {}), check.changed_tasks
 
 
@@ -150,22 +149,22 @@ def test_a_balancer_sends_nothing_to_a_node_of_another_authority(lab: Lab) -> No
 def test_the_primary_moves(lab: Lab) -> None:
     old = primary(lab)
     new = next(host for host in DATABASES if host != old)
-    result = lab.playbook(*ON, "-e", f"postgresql_new_primary={new}", playbook="playbooks/switchover.yml")
+    result = lab.playbook("-e", f"postgresql_new_primary={new}", playbook="playbooks/switchover.yml")
     assert result.returncode == 0, result.output[-6000:]
     assert_follows_over_tls(lab, new)
 
 
 def test_a_release_goes_out_and_a_dead_primary_comes_back(lab: Lab) -> None:
-    done = lab.playbook(*ON, "-e", "django_version=over-tls", playbook="playbooks/deploy.yml")
+    done = lab.playbook("-e", "django_version=over-tls", playbook="playbooks/deploy.yml")
     assert done.returncode == 0, done.output[-6000:]
     old = primary(lab)
     new = next(host for host in DATABASES if host != old)
     lab.tool("kill", old)
     try:
-        done = lab.playbook(*ON, playbook="playbooks/failover.yml")
+        done = lab.playbook(playbook="playbooks/failover.yml")
         assert done.returncode == 0, done.output[-6000:]
     finally:
         lab.tool("start", old)
-    done = lab.playbook(*ON, "-e", f"postgresql_member={old}", playbook="playbooks/rejoin.yml")
+    done = lab.playbook("-e", f"postgresql_member={old}", playbook="playbooks/rejoin.yml")
     assert done.returncode == 0, done.output[-6000:]
     assert_follows_over_tls(lab, new)

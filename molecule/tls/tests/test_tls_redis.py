@@ -11,7 +11,6 @@ import pytest
 
 from tests.cluster import Lab, wait_until
 
-ON = ("-e", "cluster_internal_tls=true")
 MEMBERS, NODES = ("data1", "data2"), ("web1", "web2")
 CA = "/etc/redis/flotilla-ca.pem"
 REDIS, SENTINEL = 6379, 26379
@@ -157,11 +156,11 @@ def test_sentinel_replaces_a_master_that_is_gone(lab: Lab) -> None:
 
 def test_the_master_moves_and_all_are_restarted(lab: Lab) -> None:
     new = replica(lab)
-    moved = lab.playbook(*ON, "-e", f"redis_new_master={new}", playbook="playbooks/redis_switchover.yml")
+    moved = lab.playbook("-e", f"redis_new_master={new}", playbook="playbooks/redis_switchover.yml")
     assert moved.returncode == 0, moved.output[-4000:]
     assert master(lab) == new
     before = {host: info(lab, host, "server")["run_id"] for host in MEMBERS}
-    restarted = lab.playbook(*ON, "-e", "redis_restart_all=true", playbook="playbooks/restart_redis.yml")
+    restarted = lab.playbook("-e", "redis_restart_all=true", playbook="playbooks/restart_redis.yml")
     assert restarted.returncode == 0, restarted.output[-4000:]
     wait_until(lambda: is_whole(lab), 60, "Redis to be in order")
     assert all(info(lab, host, "server")["run_id"] != before[host] for host in MEMBERS)
@@ -169,7 +168,7 @@ def test_the_master_moves_and_all_are_restarted(lab: Lab) -> None:
 
 
 def test_the_status_and_the_monitor_find_nothing_wrong_with_redis(lab: Lab) -> None:
-    result = lab.playbook(*ON, playbook="playbooks/status.yml")
+    result = lab.playbook(playbook="playbooks/status.yml")
     assert result.returncode == 0, result.output[-4000:]
     assert "could not be asked" not in result.output
     assert "is not well" not in result.output
@@ -185,7 +184,7 @@ def test_redis_reads_a_new_certificate_while_it_runs(lab: Lab) -> None:
     host = replica(lab)
     before = info(lab, host, "server")["run_id"], lab.ssh(host, shown.format(REDIS))
     (lab.directory / "tls" / f"host-{host}.pem").unlink()
-    result = lab.playbook(*ON, "--tags", "redis")
+    result = lab.playbook("--tags", "redis")
     assert result.returncode == 0, result.output[-4000:]
     wait_until(lambda: is_whole(lab), 60, "Redis to be in order")
     after = info(lab, host, "server")["run_id"], lab.ssh(host, shown.format(REDIS))
