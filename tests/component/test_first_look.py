@@ -99,15 +99,10 @@ def test_the_question_finds_what_the_module_would_change(
     assert unchanged(files)
 
 
-def ansible(module: str, arguments: dict[str, Any], python: str = "/bin/false", *options: str) -> dict[str, Any]:
-    """The result of a module on a host whose Python is this."""
-    done = subprocess.run(
-        [
-            *(str(Path(sys.executable).with_name("ansible")), "all", "--inventory=here,", "--connection=local"),
-            *(f"--extra-vars=ansible_python_interpreter={python}", f"--module-name={module}"),
-            *([f"--args={json.dumps(arguments)}"] if arguments else []),
-            *options,
-        ],
+def run_ansible(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """One of Ansible's programs, with the project's settings."""
+    return subprocess.run(
+        [str(Path(sys.executable).with_name(program)), *arguments],
         env={
             **os.environ,
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
@@ -120,6 +115,16 @@ def ansible(module: str, arguments: dict[str, Any], python: str = "/bin/false", 
         timeout=60,
         check=False,
         cwd=ROOT,
+    )
+
+
+def ansible(module: str, arguments: dict[str, Any], python: str = "/bin/false", *options: str) -> dict[str, Any]:
+    """The result of a module on a host whose Python is this."""
+    done = run_ansible(
+        *("ansible", "all", "--inventory=here,", "--connection=local"),
+        *(f"--extra-vars=ansible_python_interpreter={python}", f"--module-name={module}"),
+        *([f"--args={json.dumps(arguments)}"] if arguments else []),
+        *options,
     )
     word, found, rest = done.stdout.partition(" => ")
     assert found, done.stdout + done.stderr
@@ -176,20 +181,7 @@ def test_packages_that_this_run_found_are_not_asked_for_again(tmp_path: Path) ->
         ],
     }
     (tmp_path / "play.yml").write_text(json.dumps([play]))
-    done = subprocess.run(
-        [
-            str(Path(sys.executable).with_name("ansible-playbook")),
-            "--inventory=here,other,",
-            str(tmp_path / "play.yml"),
-        ],
-        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        cwd=ROOT,
-    )
+    done = run_ansible("ansible-playbook", "--inventory=here,other,", str(tmp_path / "play.yml"))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
