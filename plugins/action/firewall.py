@@ -26,7 +26,7 @@ class ActionModule(ActionBase):
         super().run(tmp, task_vars)
         arguments = dict(self._task.args)
         if self._as_wanted(arguments):
-            return {"changed": False, "missing": False, "loaded_at_boot": True, "to_close": False}
+            return {"changed": False, "missing": False, "to_close": False}
         result: dict[str, Any] = self._execute_module(module_name=MODULE, module_args=arguments, task_vars=task_vars)
         trial = result.pop("trial", None)
         if result.get("failed") or trial is None:
@@ -39,7 +39,7 @@ class ActionModule(ActionBase):
 
     def _as_wanted(self, arguments: dict[str, Any]) -> bool:
         """Whether one command of the host's shell says that there is nothing to do, which is most of the time."""
-        if arguments.get("state", "present") != "present" or not arguments.get("boot_unit"):
+        if arguments.get("state", "present") != "present":
             return False
         try:
             command = listing.command(arguments)

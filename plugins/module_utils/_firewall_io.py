@@ -69,10 +69,8 @@ def write(path: Path, text: str) -> None:
         raise
 
 
-def loaded_at_boot(unit: str | None, files: Mapping[str, str]) -> bool:
+def loaded_at_boot(unit: str, files: Mapping[str, str]) -> bool:
     """Whether systemd has the unit as these files say, and starts it at boot."""
-    if unit is None:
-        return False
     for path, content in files.items():
         if read(path) != content:
             return False
@@ -81,6 +79,24 @@ def loaded_at_boot(unit: str | None, files: Mapping[str, str]) -> bool:
             return False
     asked = ["systemctl", "show", "--property=UnitFileState,NeedDaemonReload", "--", unit]
     return set(run(asked).split()) == {"UnitFileState=enabled", "NeedDaemonReload=no"}
+
+
+def load_at_boot(unit: str, files: Mapping[str, str]) -> None:
+    """Write the unit, and have it started now, which loads what is kept once more, and at each boot."""
+    for path, content in files.items():
+        write(Path(path), content)
+    run(["systemctl", "daemon-reload"])
+    run(["systemctl", "enable", "--now", "--", unit])
+
+
+def forget_at_boot(unit: str, files: Mapping[str, str], rules: str) -> None:
+    """Remove the unit, its files and the rules. These come last: they tell the next run that this one was interrupted."""
+    with contextlib.suppress(CommandFailed):  # a run that was interrupted has removed it
+        run(["systemctl", "disable", "--now", "--", unit])
+    for path in files:
+        Path(path).unlink(missing_ok=True)
+    run(["systemctl", "daemon-reload"])
+    Path(rules).unlink(missing_ok=True)
 
 
 def live(table: str) -> str | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from ansible_collections.flotilla.django.plugins.module_utils._systemd_units_plan import (
@@ -16,6 +16,7 @@ from ansible_collections.flotilla.django.plugins.module_utils._systemd_units_pla
     Wish,
     crashed_between,
     hopeless,
+    tells_when_started,
 )
 
 # Besides the settings, only monotonic times: they are plain numbers in every release and don't jump with the clock.
@@ -215,11 +216,15 @@ def wait_until_settled(
     names: Sequence[str],
     settle: float,
     timeout: float,
+    reloaded: Collection[str] = (),
     look: Callable[[Sequence[str]], dict[str, Unit]] = show,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, Unit]:
-    """Wait until all units are active, and then that they stay so; UnitFailed names the first that does not."""
+    """Wait until all units are active, and then that they stay so; UnitFailed names the first that does not.
+
+    Who told systemd by itself that its start is over is not watched, unless it was reloaded.
+    """
     if not names:
         return {}
     deadline = clock() + timeout
@@ -234,12 +239,13 @@ def wait_until_settled(
         if clock() >= deadline:
             raise failure(late[0], f"is not active after {timeout:g} seconds")
         sleep(POLL_SECONDS)
-    end = clock() + settle
-    last = first
-    while clock() < end:
-        sleep(min(POLL_SECONDS, max(0.0, end - clock())))
-        last = look(names)
-        for name, unit in last.items():
-            if unit.active_state != "active" or crashed_between(first[name], unit):
-                raise failure(unit, f"started, but did not stay up for {settle:g} seconds")
-    return last
+    watched = [name for name, unit in first.items() if name in reloaded or not tells_when_started(unit)]
+    if not watched:
+        return first
+    sleep(settle)
+    # Whoever crashed and was started again meanwhile shows it.
+    last = look(watched)
+    for name, unit in last.items():
+        if unit.active_state != "active" or crashed_between(first[name], unit):
+            raise failure(unit, f"started, but did not stay up for {settle:g} seconds")
+    return {**first, **last}

@@ -24,6 +24,8 @@ SUFFIXES = (
     ".device",
 )
 UNIT_DIRECTORIES = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
+FILE_VERBS = ("unmask", "mask", "enable", "disable")
+TELLING_TYPES = ("notify", "notify-reload", "dbus", "oneshot")
 RUNNING = ("active", "reloading", "refreshing")
 ENABLED = ("enabled", "alias", "generated")
 # The kernel stamps files with a clock that may be one tick (at most 10 ms) behind the one systemd reads.
@@ -166,20 +168,32 @@ def newer_than(since: int | None, patterns: Iterable[str], paths: Paths, check_m
 def plan(wishes: Iterable[Wish], units: Mapping[str, Unit], paths: Paths, check_mode: bool = False) -> list[Step]:
     """The calls that lead from what is to what is wanted, in the order of the wishes."""
     problems: list[str] = []
-    steps: list[Step] = []
+    of_files: list[Step] = []
+    of_states: list[Step] = []
     for wish in wishes:
         unit = units[wish.name]
         problem = _problem(wish, unit)
         if problem and not check_mode:
             problems.append(f"{wish.name}: {problem}")
             continue
-        steps.extend(_file_steps(wish, unit))
+        of_files.extend(_file_steps(wish, unit))
         step = _state_step(wish, unit, paths, check_mode)
         if step:
-            steps.append(step)
+            of_states.append(step)
     if problems:
         raise ValueError("; ".join(problems))
-    return steps
+    return of_files + of_states
+
+
+def calls(steps: Iterable[Step]) -> list[list[Step]]:
+    """The steps that systemctl is told together: after each change of unit files systemd reads all of them again."""
+    found: list[list[Step]] = []
+    for step in steps:
+        if found and step.verb in FILE_VERBS and step.verb == found[-1][0].verb:
+            found[-1].append(step)
+        else:
+            found.append([step])
+    return found
 
 
 def _problem(wish: Wish, unit: Unit) -> str | None:
@@ -248,6 +262,11 @@ def report(units: Mapping[str, Unit], steps: list[Step]) -> dict[str, dict[str, 
 def hopeless(unit: Unit) -> bool:
     """Whether waiting longer for a unit that was started cannot help."""
     return unit.active_state in ("failed", "inactive")
+
+
+def tells_when_started(unit: Unit) -> bool:
+    """Whether "active" means that its start is over: it has said so, or what it runs has ended, or it runs nothing."""
+    return unit.kind in TELLING_TYPES or not unit.name.endswith(".service")
 
 
 def crashed_between(first: Unit, last: Unit) -> bool:

@@ -18,6 +18,7 @@ description:
     restores the former rules. Only a fresh connection, which the new rules admitted, stops it and keeps the rules.
     A run that is interrupted before that leaves the former rules behind, and the next run begins anew.
   - What is in force is compared, not what was written once. A table that was flushed or edited by hand is put right.
+  - Also writes and enables the unit of systemd that loads the rules at boot, once they are kept.
 attributes:
   check_mode:
     support: full
@@ -33,7 +34,7 @@ attributes:
     description: Half of it runs on the controller, which makes the fresh connection.
 options:
   state:
-    description: V(absent) removes the table, and what is on trial. The file stays.
+    description: V(absent) removes the table, what is on trial, the unit and the files.
     type: str
     choices: [present, absent]
     default: present
@@ -68,15 +69,13 @@ options:
     type: int
     default: 30
   boot_unit:
-    description: The unit of systemd that loads O(path) at boot.
+    description: The unit of systemd that loads O(path) at boot. It is enabled.
     type: str
+    required: true
   boot_files:
-    description:
-      - The unit's files, a dictionary from path to content. They are only looked at. M(flotilla.django.config_files)
-        and M(flotilla.django.systemd_units) write them when RV(loaded_at_boot) says that it is needed, so that a run in
-        which nothing changed costs each host one task.
+    description: The unit's files, a dictionary from path to content.
     type: dict
-    default: {}
+    required: true
   confirm:
     description: Used by the action plugin. What the first half returned as RV(trial).
     type: str
@@ -95,6 +94,8 @@ EXAMPLES = r"""
     content: "{{ lookup('ansible.builtin.template', 'firewall.nft.j2') }}"
     rules: "{{ rules }}"
     boot_unit: flotilla-firewall.service
+    boot_files: "{{ boot_files }}"
+  vars:
     boot_files:
       /etc/systemd/system/flotilla-firewall.service: "{{ lookup('ansible.builtin.template', 'firewall.service.j2') }}"
 
@@ -103,6 +104,8 @@ EXAMPLES = r"""
     state: absent
     table: flotilla_firewall
     path: /etc/flotilla/firewall.nft
+    boot_unit: flotilla-firewall.service
+    boot_files: "{{ boot_files }}"
 """
 
 RETURN = r"""
@@ -114,14 +117,6 @@ missing:
   description: Whether nftables is not installed. Then nothing was done, and the module has to run again.
   type: bool
   returned: with O(state=present)
-loaded_at_boot:
-  description: Whether O(boot_unit) is enabled and O(boot_files) have their content, owner and mode.
-  type: bool
-  returned: with O(state=present)
-managed:
-  description: Whether there was a table or a file.
-  type: bool
-  returned: with O(state=absent)
 trial:
   description: The connection by which the rules were put on trial; used by the action plugin.
   type: str
@@ -146,8 +141,8 @@ def argument_spec() -> dict[str, Any]:
         "rules": {"type": "list", "elements": "dict", "default": []},
         "keep_open": {"type": "bool", "default": False},
         "trial_seconds": {"type": "int", "default": 30},
-        "boot_unit": {"type": "str"},
-        "boot_files": {"type": "dict", "default": {}},
+        "boot_unit": {"type": "str", "required": True},
+        "boot_files": {"type": "dict", "required": True},
         "confirm": {"type": "str"},
     }
 
@@ -170,6 +165,8 @@ class Wanted:
     rules: list[dict[str, Any]]
     keep_open: bool
     seconds: int
+    boot_unit: str
+    boot_files: dict[str, str]
     check_mode: bool
 
     def answer(self, before: str | None, after: str | None, **result: Any) -> dict[str, Any]:
@@ -183,11 +180,15 @@ class Wanted:
 
 def absent(wanted: Wanted) -> dict[str, Any]:
     before = io.live(wanted.table) if io.installed() else None
-    there = before is not None or (io.installed() and io.pending())
-    if there and not wanted.check_mode:
-        io.stop_timer()
-        io.remove(wanted.table)
-    return wanted.answer(before, None, changed=there, managed=there or Path(wanted.path).exists())
+    pending = io.installed() and io.pending()
+    files = [path for path in (*wanted.boot_files, wanted.path) if Path(path).exists()]
+    if not wanted.check_mode:
+        if before is not None or pending:
+            io.stop_timer()
+            io.remove(wanted.table)
+        if files:
+            io.forget_at_boot(wanted.boot_unit, wanted.boot_files, wanted.path)
+    return wanted.answer(before, None, changed=before is not None or pending or bool(files))
 
 
 def confirm(wanted: Wanted, trial: str) -> dict[str, Any]:
@@ -204,7 +205,17 @@ def confirm(wanted: Wanted, trial: str) -> dict[str, Any]:
     io.keep(wanted.path, text)
     if io.live(wanted.table) != io.listing(text, wanted.table):
         raise Refused("came too late", too_late=True)
+    at_boot(wanted)
     return {"changed": True}
+
+
+def at_boot(wanted: Wanted) -> bool:
+    """See to it that the rules that are kept are loaded at boot. Whether something was to be done."""
+    if io.loaded_at_boot(wanted.boot_unit, wanted.boot_files):
+        return False
+    if not wanted.check_mode:
+        io.load_at_boot(wanted.boot_unit, wanted.boot_files)
+    return True
 
 
 def present(wanted: Wanted) -> dict[str, Any]:
@@ -222,7 +233,7 @@ def present(wanted: Wanted) -> dict[str, Any]:
     if before == after and not io.pending():
         if text != kept and not wanted.check_mode:
             io.keep(wanted.path, text)
-        return wanted.answer(kept, text, changed=text != kept, to_close=to_close)
+        return wanted.answer(kept, text, changed=at_boot(wanted) or text != kept, to_close=to_close)
     found = wanted.answer(before, after, changed=True, to_close=to_close)
     if wanted.check_mode:
         return found
@@ -230,6 +241,7 @@ def present(wanted: Wanted) -> dict[str, Any]:
     if by:
         return {**found, "trial": by.token}
     io.keep(wanted.path, text)
+    at_boot(wanted)
     return found
 
 
@@ -247,6 +259,8 @@ def main() -> None:
         rules=given["rules"],
         keep_open=given["keep_open"],
         seconds=given["trial_seconds"],
+        boot_unit=given["boot_unit"],
+        boot_files=given["boot_files"],
         check_mode=module.check_mode,
     )
     try:
@@ -255,8 +269,7 @@ def main() -> None:
         elif given["confirm"] is not None:
             result = confirm(wanted, given["confirm"])
         else:
-            at_boot = io.loaded_at_boot(given["boot_unit"], given["boot_files"])
-            result = {"missing": False, "loaded_at_boot": at_boot, **present(wanted)}
+            result = {"missing": False, **present(wanted)}
     except Refused as error:
         module.fail_json(msg=str(error), **error.result)
     except (io.CommandFailed, ValueError, OSError) as error:

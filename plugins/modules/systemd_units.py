@@ -18,7 +18,10 @@ description:
     a file and restarting the daemon is finished by the next run.
   - Reads the unit files again (daemon-reload) when systemd says that they changed on disk, when a unit is not known
     yet, or when a unit file is among O(changed_paths).
-  - A unit that was started, restarted or reloaded must be active and stay so for O(settle) seconds.
+  - A unit that was started, restarted or reloaded must be active and stay so for O(settle) seconds. One that was
+    started and says by itself when that is done (C(Type=notify)), or has then ended its work (C(Type=oneshot)), need
+    not be watched.
+  - First everything is enabled, disabled and masked, then everything is started and stopped.
 attributes:
   check_mode:
     support: full
@@ -84,7 +87,10 @@ options:
     elements: str
     default: []
   settle:
-    description: How long, in seconds, a unit must stay active after it was started, restarted or reloaded.
+    description:
+      - How long, in seconds, a unit must stay active after it was started, restarted or reloaded.
+      - Services of the types notify, notify-reload, dbus and oneshot, and units that are no services, are watched only
+        after a reload.
     type: float
     default: 1.0
   timeout:
@@ -155,6 +161,7 @@ failed_unit:
   returned: when a unit failed
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -163,6 +170,7 @@ from ansible_collections.flotilla.django.plugins.module_utils._systemd_units_pla
     Step,
     Unit,
     Wish,
+    calls,
     parse,
     plan,
     report,
@@ -192,13 +200,14 @@ def argument_spec() -> dict[str, Any]:
     }
 
 
-def execute(step: Step, unit: Unit) -> None:
-    """One step; UnitFailed with the unit's own words when it fails."""
+def execute(steps: Sequence[Step], units: Mapping[str, Unit]) -> None:
+    """One call of systemctl; UnitFailed with the unit's own words when it fails."""
+    step, unit = steps[0], units[steps[0].unit]
     if step.verb in ("start", "restart") and unit.active_state == "failed":
         # Otherwise a unit that failed too often stays refused although its configuration is right now.
         io.systemctl("reset-failed", "--", step.unit)
     try:
-        io.systemctl(step.verb, "--", step.unit)
+        io.systemctl(step.verb, "--", *[one.unit for one in steps])
     except io.SystemctlFailed as error:
         if step.verb not in ("start", "restart", "reload", "stop"):
             raise
@@ -223,11 +232,12 @@ def main() -> None:
         if module.check_mode:
             done = steps
         else:
-            for step in steps:
-                done.append(step)
-                execute(step, units[step.unit])
+            for together in calls(steps):
+                done.extend(together)
+                execute(together, units)
             brought_up = [step.unit for step in steps if step.verb in ("start", "restart", "reload")]
-            io.wait_until_settled(brought_up, module.params["settle"], module.params["timeout"])
+            reloaded = [step.unit for step in steps if step.verb == "reload"]
+            io.wait_until_settled(brought_up, module.params["settle"], module.params["timeout"], reloaded)
             if steps:
                 units = io.show(names)
     except io.UnitFailed as error:

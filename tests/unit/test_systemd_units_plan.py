@@ -15,6 +15,7 @@ from ansible_collections.flotilla.django.plugins.module_utils._systemd_units_io 
 from ansible_collections.flotilla.django.plugins.module_utils._systemd_units_plan import (
     Paths,
     Unit,
+    calls,
     covers,
     parse,
     plan,
@@ -227,6 +228,17 @@ def test_parse_block(kind: str, main: int, started: int) -> None:
     assert len(unit.files) == 3
 
 
+def test_units_are_enabled_together_and_started_one_after_the_other() -> None:
+    wishes = parse([{"name": name, "enabled": True} for name in ("a", "b")])
+    dead = {name: replace(DEAD, name=name, file_state="disabled") for name in ("a.service", "b.service")}
+    found = [(call[0].verb, [step.unit for step in call]) for call in calls(plan(wishes, dead, Paths({})))]
+    assert found == [
+        ("enable", ["a.service", "b.service"]),
+        ("start", ["a.service"]),
+        ("start", ["b.service"]),
+    ]
+
+
 class Time:
     def __init__(self) -> None:
         self.now = 0.0
@@ -262,8 +274,34 @@ def test_waiting(history: dict[float, Unit], message: str | None) -> None:
     def look(names: Any) -> dict[str, Unit]:
         return {name: [unit for when, unit in history.items() if when <= time.now][-1] for name in names}
 
+    # Reloaded: then it is watched, of whatever type it is.
     if message is None:
-        wait_until_settled(["a.service"], 1.0, 10.0, look, time.clock, time.sleep)
+        wait_until_settled(["a.service"], 1.0, 10.0, ["a.service"], look, time.clock, time.sleep)
     else:
         with pytest.raises(UnitFailed, match=message):
-            wait_until_settled(["a.service"], 1.0, 10.0, look, time.clock, time.sleep)
+            wait_until_settled(["a.service"], 1.0, 10.0, ["a.service"], look, time.clock, time.sleep)
+
+
+@pytest.mark.parametrize(
+    ("unit", "watched"),
+    [
+        (RUNNING, False),
+        (replace(RUNNING, kind="oneshot"), False),
+        (replace(RUNNING, kind="simple"), True),
+        (replace(RUNNING, kind="exec"), True),
+        (replace(RUNNING, kind="forking"), True),
+        (replace(RUNNING, name="a.timer", kind=""), False),
+    ],
+)
+def test_who_says_by_itself_that_it_has_started_is_not_watched(unit: Unit, watched: bool) -> None:
+    time = Time()
+
+    def look(names: Any) -> dict[str, Unit]:
+        return {unit.name: unit if time.now < 0.5 else replace(unit, active_state="failed")}
+
+    if watched:
+        with pytest.raises(UnitFailed, match="did not stay up for 1 seconds"):
+            wait_until_settled([unit.name], 1.0, 10.0, (), look, time.clock, time.sleep)
+    else:
+        wait_until_settled([unit.name], 1.0, 10.0, (), look, time.clock, time.sleep)
+        assert time.now == 0
