@@ -100,3 +100,29 @@ def test_when_nobody_answers_that_is_an_error(url: str) -> None:
     params = {"alertmanager_url": url, "prometheus_url": url, "timeout": 1.0}
     found = io.Patience(3.0, 3.0).read(lambda: io.read_prometheus(params))
     assert list(found) == ["error"]
+
+
+WELL, BUSY, GONE = (200, {"status": "ok"}), (503, {"reasons": ["database: timeout"]}), (0, {"error": "refused"})
+
+
+@pytest.mark.parametrize(
+    ("answers", "found", "asked"),
+    [
+        ([WELL, BUSY], WELL, 1),
+        ([BUSY, WELL], WELL, 2),
+        ([BUSY, GONE], BUSY, 2),
+        ([GONE, BUSY], GONE, 2),
+        ([BUSY, TimeoutError("no answer within 4.5 s")], BUSY, 2),
+    ],
+)
+def test_a_node_that_is_not_well_is_asked_once_more(answers: list[Any], found: Any, asked: int) -> None:
+    left = list(answers)
+
+    def ask() -> Any:
+        answer = left.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert io.still(ask) == found
+    assert len(answers) - len(left) == asked
