@@ -598,12 +598,22 @@ class Running:
             time.sleep(0.02)
 
 
+def be_ahead_of_others() -> None:
+    """Let this thread run as soon as it has something to do.
+
+    Clients stand elsewhere: what is measured must not be how long they wait for a processor of the cluster under test.
+    """
+    with contextlib.suppress(OSError):  # not allowed here: then they do wait, and the figures say so
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(os.sched_get_priority_min(os.SCHED_RR)))
+
+
 @contextlib.contextmanager
 def running(load: Load) -> Iterator[Running]:
     """Run it while the block is executed; leaving the block stops it and waits for the report."""
     state = Running(Run(load))
 
     def work() -> None:
+        be_ahead_of_others()
         try:
             state.report = asyncio.run(state._run.main())
         except BaseException as error:
