@@ -98,6 +98,7 @@ def test_deploy_and_rollback_lose_no_request(lab: Lab, user: str) -> None:
     line = json.loads(lab.ssh("app2", "tail -n1 /var/log/flotilla-deploy.log"))
     assert (line["kind"], line["outcome"]) == ("rollback", "ok"), line
     assert {line["to"]} == before
+    assert lab.ssh("app2", "stat -c '%a %U %G' /var/log/flotilla-deploy.log").strip() == "640 root adm"
     assert lab.ssh("app1", f"cat {LOCK} 2>/dev/null", check=False) == ""
 
 
