@@ -9,24 +9,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible.plugins.action import ActionBase
+from ansible_collections.flotilla.django.plugins.action.lean import ActionModule as Lean
 from ansible_collections.flotilla.django.plugins.module_utils import _config_files_listing as listing
 from ansible_collections.flotilla.django.plugins.module_utils._config_files_plan import parse
 
-MODULE = "flotilla.django.config_files"
 
-
-class ActionModule(ActionBase):
+class ActionModule(Lean):
     """The first look; the rest is the module's."""
 
-    _requires_connection = True
-
-    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        super().run(tmp, task_vars)
-        arguments = dict(self._task.args)
+    def answer(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         if self._unchanged(arguments):
             return {"changed": False, "changed_paths": []}
-        return self._execute_module(module_name=MODULE, module_args=arguments, task_vars=task_vars)
+        return self.start(arguments, task_vars)
 
     def _unchanged(self, arguments: dict[str, Any]) -> bool:
         try:

@@ -6,24 +6,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible.plugins.action import ActionBase
+from ansible_collections.flotilla.django.plugins.action.lean import ActionModule as Lean
 from ansible_collections.flotilla.django.plugins.module_utils import _django_release_listing as listing
 from ansible_collections.flotilla.django.plugins.module_utils._django_release_plan import is_release_id
 
-MODULE = "flotilla.django.django_release"
 # As in the module's argument spec.
 HOME = "/srv/django"
 KEEP = 5
 
 
-class ActionModule(ActionBase):
+class ActionModule(Lean):
     """The first look; the rest is the module's."""
 
-    _requires_connection = True
-
-    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        super().run(tmp, task_vars)
-        arguments = dict(self._task.args)
+    def answer(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         home, name, keep = arguments.get("home", HOME), arguments.get("release_id"), arguments.get("keep", KEEP)
         if isinstance(home, str) and isinstance(name, str) and is_release_id(name) and str(keep).isdecimal():
             answer = self._low_level_execute_command(listing.command(home, name))["stdout"]
@@ -38,4 +33,4 @@ class ActionModule(ActionBase):
                     "removed": [],
                     "durations": {},
                 }
-        return self._execute_module(module_name=MODULE, module_args=arguments, task_vars=task_vars)
+        return self.start(arguments, task_vars)

@@ -6,26 +6,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible.plugins.action import ActionBase
+from ansible_collections.flotilla.django.plugins.action.lean import ActionModule as Lean
 from ansible_collections.flotilla.django.plugins.module_utils import _django_runtime_listing as listing
 from ansible_collections.flotilla.django.plugins.module_utils._django_runtime_plan import make_plan, validate
 
-MODULE = "flotilla.django.django_runtime"
 # As in the module's argument spec.
 HOME = "/srv/django"
 
 
-class ActionModule(ActionBase):
+class ActionModule(Lean):
     """The first look; the rest is the module's."""
 
-    _requires_connection = True
-
-    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        super().run(tmp, task_vars)
-        arguments = dict(self._task.args)
+    def answer(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         # Outside of check mode somebody has found something to do already.
         seen = self._as_wanted(arguments) if self._task.check_mode else None
-        return seen or self._execute_module(module_name=MODULE, module_args=arguments, task_vars=task_vars)
+        return seen or self.start(arguments, task_vars)
 
     def _as_wanted(self, arguments: dict[str, Any]) -> dict[str, Any] | None:
         """What the module returns when nothing is to be done. What it refuses, it refuses in its own words."""

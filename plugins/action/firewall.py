@@ -8,26 +8,21 @@ import time
 from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure
-from ansible.plugins.action import ActionBase
+from ansible_collections.flotilla.django.plugins.action.lean import ActionModule as Lean
 from ansible_collections.flotilla.django.plugins.module_utils import _firewall_listing as listing
 
-MODULE = "flotilla.django.firewall"
 # Seconds, after the time of the trial, until the former rules admit a connection again.
 GRACE = 30
 PAUSE = 1.0
 
 
-class ActionModule(ActionBase):
+class ActionModule(Lean):
     """A first look, and both halves of the module."""
 
-    _requires_connection = True
-
-    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        super().run(tmp, task_vars)
-        arguments = dict(self._task.args)
+    def answer(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         if self._as_wanted(arguments):
             return {"changed": False, "missing": False, "to_close": False}
-        result: dict[str, Any] = self._execute_module(module_name=MODULE, module_args=arguments, task_vars=task_vars)
+        result: dict[str, Any] = self.start(arguments, task_vars)
         trial = result.pop("trial", None)
         if result.get("failed") or trial is None:
             return result
@@ -48,15 +43,13 @@ class ActionModule(ActionBase):
             return False
         return listing.nothing_to_do(arguments, self._low_level_execute_command(command)["stdout"])
 
-    def _confirm(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None, deadline: float) -> dict[str, Any]:
+    def _confirm(self, arguments: dict[str, Any], task_vars: dict[str, Any], deadline: float) -> dict[str, Any]:
         """Try until the host says yes or no; the connection is made anew each time."""
         refused = ""
         while True:
             try:
                 self._connection.reset()
-                found: dict[str, Any] = self._execute_module(
-                    module_name=MODULE, module_args=arguments, task_vars=task_vars
-                )
+                found: dict[str, Any] = self.start(arguments, task_vars)
             except AnsibleConnectionFailure as error:
                 refused = str(error).strip().splitlines()[-1]
                 if time.monotonic() > deadline:

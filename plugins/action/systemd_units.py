@@ -9,26 +9,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible.plugins.action import ActionBase
+from ansible_collections.flotilla.django.plugins.action.lean import ActionModule as Lean
 from ansible_collections.flotilla.django.plugins.module_utils import _systemd_units_listing as listing
 from ansible_collections.flotilla.django.plugins.module_utils import _systemd_units_plan as plan
 
-MODULE = "flotilla.django.systemd_units"
 SWITCHES = ("enabled", "masked")
 
 
-class ActionModule(ActionBase):
+class ActionModule(Lean):
     """The first look; the rest is the module's."""
 
-    _requires_connection = True
-
-    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        super().run(tmp, task_vars)
-        arguments = dict(self._task.args)
+    def answer(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         units = self._as_wanted(arguments)
         if units is not None:
             return {"changed": False, "units": plan.report(units, []), "daemon_reloaded": False}
-        return self._execute_module(module_name=MODULE, module_args=arguments, task_vars=task_vars)
+        return self.start(arguments, task_vars)
 
     def _as_wanted(self, arguments: dict[str, Any]) -> dict[str, plan.Unit] | None:
         """The units when nothing is to be done about them. What the module refuses, it refuses in its own words."""

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: Contributors to Flotilla
-"""A program for a host's Python, made of files of this directory. Pure: no I/O, no Ansible.
+"""A module of this collection as a program for a host's Python. Pure: no I/O, no Ansible.
 
-Starting a module costs a host a quarter of a second of its processor, most of it for Ansible's own library, which comes along
-and is compiled anew each time. What only reads can do without that library.
+Starting a module costs a host a quarter of a second of its processor, most of it for Ansible's own library, which
+comes along and is compiled anew each time. Our modules want little of it: somebody who holds their parameters and
+prints their result. So they come with a stand-in for that library, and their parameters are checked by the library
+itself before they leave.
 """
 
 from __future__ import annotations
@@ -12,59 +14,99 @@ import base64
 import json
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-PACKAGE = "ansible_collections.flotilla.django.plugins.module_utils"
-# from PACKAGE import _name, and from PACKAGE._name import something; also inside of functions.
-IMPORT = re.compile(rf"^\s*from {re.escape(PACKAGE)}(?: import |\.)(_\w+)", re.MULTILINE)
+PLUGINS = "ansible_collections.flotilla.django.plugins"
+UTILS = f"{PLUGINS}.module_utils"
+# from UTILS import _name, and from UTILS._name import something; also inside of functions. One name in a line.
+IMPORT = re.compile(rf"^\s*from {re.escape(UTILS)}(?: import |\.)(_\w+)", re.MULTILINE)
 
-# The files are compiled when they are imported: a host needs those of its tiers.
-START = """\
+STAND_IN = '''
+import json
+import sys
+
+
+class AnsibleModule:
+    """What our modules want of ansible.module_utils.basic."""
+
+    def __init__(self, **specification):
+        self.params, self.check_mode, self._diff = given["parameters"], given["check_mode"], given["diff"]
+        self._warnings = []
+
+    def warn(self, warning):
+        self._warnings.append(warning)
+
+    def exit_json(self, **result):
+        if self._warnings:
+            result["warnings"] = self._warnings
+        print(json.dumps(result, default=list))
+        sys.exit()
+
+    def fail_json(self, msg, **result):
+        self.exit_json(failed=True, msg=msg, **result)
+
+
+given = {}
+'''
+
+# A file is compiled when it is imported, which not all are.
+START = """
 import base64, json, sys, zlib
+from importlib import import_module
 from importlib.machinery import ModuleSpec
 
 given = json.loads(zlib.decompress(base64.b64decode({packed!r})))
+files = given["files"]
+packages = {{name.rsplit(".", count)[0] for name in files for count in range(1, name.count(".") + 1)}}
 
 
 class Files:
     def find_spec(self, name, path=None, target=None):
-        if f"{package}.".startswith(f"{{name}}."):
-            return ModuleSpec(name, self, is_package=True)
-        return ModuleSpec(name, self) if name in given["files"] else None
+        known = name in files or name in packages
+        return ModuleSpec(name, self, is_package=name in packages) if known else None
 
     def create_module(self, spec):
         return None
 
     def exec_module(self, module):
-        name = module.__name__
-        exec(compile(given["files"].get(name, ""), name, "exec"), module.__dict__)
+        exec(compile(files.get(module.__name__, ""), module.__name__, "exec"), module.__dict__)
 
 
 sys.meta_path.insert(0, Files())
-from {package} import {file}
-
-print(json.dumps({file}.{function}(given["parameters"])))
+import_module("ansible.module_utils.basic").given = given
+import_module(given["module"]).main()
 """
 
 
-def needed(file: str, read: Callable[[str], str]) -> dict[str, str]:
-    """The content of a file of this directory and of all that it imports from here, by module name."""
-    found: dict[str, str] = {}
-    waiting = [file]
+def files(module: str, read: Callable[[str], str]) -> dict[str, str]:
+    """The content of a module's file and of all that it imports of this collection, by their names in Python.
+
+    read gives the content for such a name.
+    """
+    found: dict[str, str] = {"ansible.module_utils.basic": STAND_IN}
+    waiting = [f"{PLUGINS}.modules.{module}"]
     while waiting:
         name = waiting.pop()
-        if f"{PACKAGE}.{name}" not in found:
-            found[f"{PACKAGE}.{name}"] = read(name)
-            waiting += IMPORT.findall(found[f"{PACKAGE}.{name}"])
+        if name not in found:
+            found[name] = read(name)
+            waiting += [f"{UTILS}.{one}" for one in IMPORT.findall(found[name])]
     return found
 
 
-def program(file: str, function: str, parameters: Mapping[str, Any], read: Callable[[str], str]) -> str:
-    """A program that calls the file's function with the parameters and prints in JSON what it returns.
+def program(
+    module: str, parameters: dict[str, Any], read: Callable[[str], str], check_mode: bool = False, diff: bool = False
+) -> str:
+    """A program that runs the module with these parameters, which nobody checks any more.
 
-    It goes to the host's Python by standard input: there may be secrets among the parameters.
+    It goes to the host's Python by standard input, because there may be secrets among the parameters.
     """
-    given = {"files": needed(file, read), "parameters": parameters}
-    packed = base64.b64encode(zlib.compress(json.dumps(given).encode())).decode()
-    return START.format(packed=packed, package=PACKAGE, file=file, function=function)
+    given = {
+        "module": f"{PLUGINS}.modules.{module}",
+        "files": files(module, read),
+        "parameters": parameters,
+        "check_mode": check_mode,
+        "diff": diff,
+    }
+    # The quickest level: the controller does this for each host and task.
+    return START.format(packed=base64.b64encode(zlib.compress(json.dumps(given).encode(), 1)).decode())

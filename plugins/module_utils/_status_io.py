@@ -277,9 +277,3 @@ def read(parts: Mapping[str, Mapping[str, Any]], names: Sequence[str], patience:
     for tier, params in parts.items():
         found[tier] = patience.read(lambda tier=tier, params=params: READERS[tier](params))  # type: ignore[misc]
     return found
-
-
-def answers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """What is asked of a host by the options of status_info."""
-    parts = {tier: params[tier] for tier in READERS if params[tier] is not None}
-    return read(parts, params["units"], Patience(params["timeout"], params["part_timeout"]))

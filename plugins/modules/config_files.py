@@ -201,8 +201,16 @@ class QuietModule(AnsibleModule):
         pass
 
 
+def specification() -> dict[str, Any]:
+    """What AnsibleModule is told."""
+    return {
+        "argument_spec": argument_spec(),
+        "supports_check_mode": True,
+    }
+
+
 def main() -> None:
-    module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
+    module = QuietModule(**specification())
     entries: list[Desired] = []
     try:
         entries = parse(module.params["files"])

@@ -194,9 +194,10 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         time.sleep(1)
 
 
-def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
+def specification() -> dict[str, Any]:
+    """What AnsibleModule is told."""
+    return {
+        "argument_spec": {
             "state": {"type": "str", "choices": ["read", "held", "free"], "required": True},
             "owner": {"type": "dict", "default": {}},
             "phase": {"type": "str", "default": ""},
@@ -206,8 +207,12 @@ def main() -> None:
             "take_over": {"type": "str", "default": ""},
             "path": {"type": "path", "default": "/var/lib/flotilla/deploy.json"},
         },
-        supports_check_mode=True,
-    )
+        "supports_check_mode": True,
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(**specification())
     try:
         result = run(module)
     except Held as error:

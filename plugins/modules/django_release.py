@@ -187,9 +187,10 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
+def specification() -> dict[str, Any]:
+    """What AnsibleModule is told."""
+    return {
+        "argument_spec": {
             "release_id": {"type": "str", "required": True},
             "sha256": {"type": "str", "default": ""},
             "urls": {"type": "list", "elements": "str", "default": []},
@@ -198,8 +199,12 @@ def main() -> None:
             "keep": {"type": "int", "default": 5},
             "timeout": {"type": "float", "default": 15},
         },
-        supports_check_mode=True,
-    )
+        "supports_check_mode": True,
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(**specification())
     os.nice(BEHIND_REQUESTS)
     try:
         result = work(module)

@@ -327,10 +327,11 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def specification() -> dict[str, Any]:
+    """What AnsibleModule is told."""
     strings = {"type": "list", "elements": "str"}
-    module = AnsibleModule(
-        argument_spec={
+    return {
+        "argument_spec": {
             "version": {"type": "str", "required": True},
             "archive": {"type": "path", "required": True},
             "source_sha256": {"type": "str", "required": True},
@@ -361,8 +362,12 @@ def main() -> None:
             "account": {"type": "str", "default": "django-build"},
             "prepare": {"type": "bool", "default": False},
         },
-        supports_check_mode=True,
-    )
+        "supports_check_mode": True,
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(**specification())
     os.nice(BEHIND_REQUESTS)
     try:
         result = work(module)

@@ -132,16 +132,21 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
+def specification() -> dict[str, Any]:
+    """What AnsibleModule is told."""
+    return {
+        "argument_spec": {
             "servers": {"type": "list", "elements": "str", "required": True},
             "releases": {"type": "list", "elements": "str", "default": []},
             "directory": {"type": "path", "default": "/var/lib/flotilla/releases"},
             "timeout": {"type": "float", "default": 15},
         },
-        supports_check_mode=True,
-    )
+        "supports_check_mode": True,
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(**specification())
     try:
         result = work(module)
     except ReleaseError as error:

@@ -234,9 +234,10 @@ def put_back(node: Node, seen: Observed, params: dict[str, Any]) -> tuple[str, s
     return f"Release {former} was put back and runs.", str(former)
 
 
-def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
+def specification() -> dict[str, Any]:
+    """What AnsibleModule is told."""
+    return {
+        "argument_spec": {
             "home": {"type": "path", "default": "/srv/django"},
             "release": {"type": "str", "required": True},
             "units": {"type": "list", "elements": "str", "required": True},
@@ -252,8 +253,12 @@ def main() -> None:
             "warm_up_host": {"type": "str", "default": "localhost"},
             "journal_lines": {"type": "int", "default": 30},
         },
-        supports_check_mode=True,
-    )
+        "supports_check_mode": True,
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(**specification())
     params = module.params
     began = time.monotonic()
     reasons: list[str] = []

@@ -245,12 +245,17 @@ def present(wanted: Wanted) -> dict[str, Any]:
     return found
 
 
+def specification() -> dict[str, Any]:
+    """What AnsibleModule is told."""
+    return {
+        "argument_spec": argument_spec(),
+        "supports_check_mode": True,
+        "required_if": [("state", "present", ("content",))],
+    }
+
+
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec=argument_spec(),
-        supports_check_mode=True,
-        required_if=[("state", "present", ("content",))],
-    )
+    module = AnsibleModule(**specification())
     given = module.params
     wanted = Wanted(
         table=given["table"],

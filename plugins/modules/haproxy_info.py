@@ -203,8 +203,16 @@ def describe(balancer: io.Balancer, servers: list[str], backends: list[str]) -> 
     }
 
 
+def specification() -> dict[str, Any]:
+    """What AnsibleModule is told."""
+    return {
+        "argument_spec": argument_spec(),
+        "supports_check_mode": True,
+    }
+
+
 def main() -> None:
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    module = AnsibleModule(**specification())
     params = module.params
     notes: list[str] = []
     try:

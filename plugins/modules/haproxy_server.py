@@ -298,10 +298,17 @@ def wish_from(params: dict[str, Any]) -> Wish:
     )
 
 
+def specification() -> dict[str, Any]:
+    """What AnsibleModule is told."""
+    return {
+        "argument_spec": argument_spec(),
+        "supports_check_mode": True,
+        "required_one_of": [("state", "weight")],
+    }
+
+
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec=argument_spec(), supports_check_mode=True, required_one_of=[("state", "weight")]
-    )
+    module = AnsibleModule(**specification())
     params = module.params
     operation: io.Operation | None = None
     try:

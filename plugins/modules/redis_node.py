@@ -204,9 +204,10 @@ def converge_topology(params: dict[str, Any], result: Result, check: bool, deadl
         time.sleep(0.3)
 
 
-def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
+def specification() -> dict[str, Any]:
+    """What AnsibleModule is told."""
+    return {
+        "argument_spec": {
             **redis_io.member_options(),
             "node": {"type": "str", "required": True},
             "initial_master": {"type": "str"},
@@ -216,8 +217,12 @@ def main() -> None:
             "fresh_connections": {"type": "bool", "default": False},
             "wait": {"type": "float", "default": 60.0},
         },
-        supports_check_mode=True,
-    )
+        "supports_check_mode": True,
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(**specification())
     params, check = module.params, module.check_mode
     addresses = {member["name"]: member["address"] for member in params["members"]}
     if params["node"] not in addresses:

@@ -292,9 +292,10 @@ def about_sentinel(
     }
 
 
-def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
+def specification() -> dict[str, Any]:
+    """What AnsibleModule is told."""
+    return {
+        "argument_spec": {
             **redis_io.member_options(),
             **sentinel_io.sentinel_options(),
             "node": {"type": "str"},
@@ -304,9 +305,13 @@ def main() -> None:
             "certificate_file": {"type": "path"},
             "topology_path": {"type": "str"},
         },
-        required_by={"sentinel": ["node"]},
-        supports_check_mode=True,
-    )
+        "required_by": {"sentinel": ["node"]},
+        "supports_check_mode": True,
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(**specification())
     params = module.params
     if not params["members"]:
         module.fail_json(msg="members is empty, wanted at least one member")

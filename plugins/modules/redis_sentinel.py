@@ -161,16 +161,21 @@ def settle(params: dict[str, Any], module: AnsibleModule, result: dict[str, Any]
         time.sleep(0.3)
 
 
-def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
+def specification() -> dict[str, Any]:
+    """What AnsibleModule is told."""
+    return {
+        "argument_spec": {
             **redis_io.member_options(),
             **sentinel_io.sentinel_options(),
             "node": {"type": "str", "required": True},
             "wait": {"type": "float", "default": 60.0},
         },
-        supports_check_mode=True,
-    )
+        "supports_check_mode": True,
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(**specification())
     params, check = module.params, module.check_mode
     if params["node"] not in [member["name"] for member in params["members"]]:
         names = ", ".join(member["name"] for member in params["members"])

@@ -183,15 +183,20 @@ def move(tier: Tier, old: str, new: str) -> int:
     return took
 
 
-def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
+def specification() -> dict[str, Any]:
+    """What AnsibleModule is told."""
+    return {
+        "argument_spec": {
             **redis_io.member_options(),
             "new_master": {"type": "str", "required": True},
             "patience": {"type": "float", "default": 60.0},
         },
-        supports_check_mode=True,
-    )
+        "supports_check_mode": True,
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(**specification())
     params, new = module.params, module.params["new_master"]
     if not params["sentinel_port"]:
         module.fail_json(

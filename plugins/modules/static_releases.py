@@ -328,8 +328,16 @@ def run(store: Store, params: dict[str, Any], *, check: bool) -> Outcome:
     return outcome
 
 
+def specification() -> dict[str, Any]:
+    """What AnsibleModule is told."""
+    return {
+        "argument_spec": argument_spec(),
+        "supports_check_mode": True,
+    }
+
+
 def main() -> None:
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    module = AnsibleModule(**specification())
     store = Store(Path(module.params["root"]))
     os.umask(0o022)
     try:

@@ -24,11 +24,6 @@ attributes:
   idempotent:
     support: full
     description: Changes nothing.
-  action:
-    support: full
-    description: >-
-      All of it. The host's own Python runs what reads, without Ansible's library, which costs a host more than the
-      answers.
 options:
   timeout:
     description: Seconds that all parts together may take.
@@ -192,14 +187,75 @@ answers:
   returned: success
 """
 
+from typing import Any
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.flotilla.django.plugins.module_utils import _status_io as io
-from ansible_collections.flotilla.django.plugins.module_utils._status_host_plan import argument_spec
+
+
+def argument_spec() -> dict[str, Any]:
+    def options(**found: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "dict", "options": found}
+
+    health: dict[str, Any] = {
+        "address": {"type": "str", "required": True},
+        "health_path": {"type": "str", "default": "/-/health"},
+    }
+    return {
+        "timeout": {"type": "float", "default": 5.0},
+        "part_timeout": {"type": "float", "default": 4.5},
+        "units": {"type": "list", "elements": "str", "default": []},
+        "haproxy": options(
+            socket={"type": "str", "default": "/run/haproxy/admin.sock"},
+            master_socket={"type": "str", "default": "/run/haproxy-master.sock"},
+        ),
+        "django": options(
+            home={"type": "path", "default": "/srv/django"},
+            port={"type": "int", "default": 8000},
+            timeout={"type": "float", "default": 4.2},
+            ca_file={"type": "str", "default": ""},
+            **health,
+        ),
+        "nginx_static": options(
+            port={"type": "int", "default": 8080}, timeout={"type": "float", "default": 2.0}, **health
+        ),
+        "postgresql": options(
+            cluster={"type": "str", "default": "main"},
+            port={"type": "int", "default": 5432},
+            socket_directory={"type": "path", "default": "/var/run/postgresql"},
+        ),
+        "redis": options(
+            name={"type": "str", "required": True},
+            address={"type": "str", "required": True},
+            port={"type": "int", "default": 6379},
+            sentinel_port={"type": "int", "default": 26379},
+            user={"type": "str", "required": True},
+            password={"type": "str", "required": True, "no_log": True},
+            ca_file={"type": "str", "default": ""},
+            timeout={"type": "float", "default": 2.0},
+        ),
+        "prometheus": options(
+            alertmanager_url={"type": "str", "default": "http://127.0.0.1:9093"},
+            prometheus_url={"type": "str", "default": "http://127.0.0.1:9090"},
+            timeout={"type": "float", "default": 1.5},
+        ),
+    }
+
+
+def specification() -> dict[str, Any]:
+    """What AnsibleModule is told."""
+    return {
+        "argument_spec": argument_spec(),
+        "supports_check_mode": True,
+    }
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
-    module.exit_json(changed=False, answers=io.answers(module.params))
+    module = AnsibleModule(**specification())
+    params = module.params
+    parts = {tier: params[tier] for tier in io.READERS if params[tier] is not None}
+    patience = io.Patience(params["timeout"], params["part_timeout"])
+    module.exit_json(changed=False, answers=io.read(parts, params["units"], patience))
 
 
 if __name__ == "__main__":

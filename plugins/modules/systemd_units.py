@@ -214,8 +214,16 @@ def execute(steps: Sequence[Step], units: Mapping[str, Unit]) -> None:
         raise io.failure(io.show([step.unit])[step.unit], f"failed to {step.verb}") from error
 
 
+def specification() -> dict[str, Any]:
+    """What AnsibleModule is told."""
+    return {
+        "argument_spec": argument_spec(),
+        "supports_check_mode": True,
+    }
+
+
 def main() -> None:
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    module = AnsibleModule(**specification())
     changed_paths: list[str] = module.params["changed_paths"]
     units: dict[str, Unit] = {}
     done: list[Step] = []

@@ -318,6 +318,32 @@ with node("other"):
 print("OK", django.VERSION)
 """
 
+MIGRATIONS = """
+import sys
+import django
+django.setup()
+import cluster_wsgi
+from django.db.migrations import executor, recorder
+from django.db.migrations.loader import MigrationLoader
+found = cluster_wsgi._migrations_on_disk()
+assert ("auth", "0001_initial") in found
+applied = dict.fromkeys(found)
+recorder.MigrationRecorder.applied_migrations = lambda self: dict(applied)
+assert cluster_wsgi._check_migrations() == ""
+assert "django.contrib.auth.migrations.0001_initial" not in sys.modules, "nothing is imported where nothing is missing"
+class Judge:
+    def __init__(self, connection):
+        self.loader = MigrationLoader(None)
+    def migration_plan(self, targets):
+        left = sorted(set(self.loader.disk_migrations) - set(applied))
+        return [(self.loader.disk_migrations[key], False) for key in left]
+executor.MigrationExecutor = Judge
+del applied["auth", "0002_alter_permission_name_max_length"]
+assert cluster_wsgi._check_migrations() == "1 unapplied: auth.0002_alter_permission_name_max_length"
+assert found == set(MigrationLoader(None).disk_migrations), "what Django itself finds"
+print("OK", django.VERSION)
+"""
+
 
 def run(*command: str, cwd: Path, **environment: str) -> str:
     done = subprocess.run(
@@ -371,6 +397,12 @@ def test_router_and_cache(project: Path) -> None:
     )
 
     assert "OK" in run(".venv/bin/python", "-c", ROUTER, cwd=project, **environment)
+
+
+def test_migrations_that_are_all_applied_are_not_imported(project: Path) -> None:
+    environment = variables(project, CLUSTER_SECRET_KEY="k")
+
+    assert "OK" in run(".venv/bin/python", "-c", MIGRATIONS, cwd=project, **environment)
 
 
 def test_connections_wait_a_moment_for_a_primary(project: Path) -> None:

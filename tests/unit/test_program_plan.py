@@ -1,22 +1,45 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A program for a host's Python: holds what it needs, and runs without Ansible."""
+"""A module as a program for a host's Python: holds what it needs, runs without Ansible, says what a module says."""
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.flotilla.django.plugins.action import status_info
+import yaml
+from ansible_collections.flotilla.django.plugins.action import lean
 from ansible_collections.flotilla.django.plugins.module_utils import _program_plan as plan
-from ansible_collections.flotilla.django.plugins.module_utils import _status_io
 
+ROOT = Path(__file__).resolve().parents[2]
+ROUTED = yaml.safe_load((ROOT / "meta/runtime.yml").read_text())["plugin_routing"]["modules"]
+RESTING = [path.stem for path in sorted((ROOT / "plugins/action").glob("*.py")) if "(Lean)" in path.read_text("utf-8")]
+MODULE = """
+from ansible.module_utils.basic import AnsibleModule
+from {utils}._b import double
+
+
+class Quiet(AnsibleModule):
+    def _log_invocation(self):
+        pass
+
+
+def main():
+    module = Quiet(argument_spec={{}}, supports_check_mode=True)
+    if module.params["number"] < 0:
+        module.fail_json(msg="it's {{negative}} and ü", changed=False)
+    if module.params["number"] > 100:
+        module.warn("that is a lot")
+    module.exit_json(changed=not module.check_mode, number=double(module.params["number"]), diff=module._diff)
+"""
 FILES = {
-    "_a": f"from {plan.PACKAGE}._b import double\n\ndef answer(params):\n    return double(params['number'])\n",
-    "_b": f"def double(number):\n    from {plan.PACKAGE} import _c as other\n    return [number * 2, other.NAME]\n",
-    "_c": "NAME = 'it\\'s {braces} and ü'\n",
-    "_d": "raise SystemExit('nobody asked for this')\n",
+    f"{plan.PLUGINS}.modules.example": MODULE.format(utils=plan.UTILS),
+    f"{plan.UTILS}._b": f"def double(number):\n    from {plan.UTILS} import _c as c\n    return number * c.TWO\n",
+    f"{plan.UTILS}._c": "TWO = 2\n",
+    f"{plan.UTILS}._d": "raise SystemExit('nobody asked for this')\n",
 }
 
 
@@ -25,28 +48,44 @@ def run(program: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_what_is_needed_is_what_is_imported_also_in_functions() -> None:
-    assert [name.rpartition(".")[2] for name in plan.needed("_a", FILES.__getitem__)] == ["_a", "_b", "_c"]
+@pytest.mark.parametrize(
+    ("number", "options", "result"),
+    [
+        (21, {}, {"changed": True, "number": 42, "diff": False}),
+        (21, {"check_mode": True, "diff": True}, {"changed": False, "number": 42, "diff": True}),
+        (101, {}, {"changed": True, "number": 202, "diff": False, "warnings": ["that is a lot"]}),
+        (-1, {}, {"failed": True, "msg": "it's {negative} and ü", "changed": False}),
+    ],
+)
+def test_it_says_what_the_module_says(number: int, options: dict[str, bool], result: dict[str, Any]) -> None:
+    assert run(plan.program("example", {"number": number}, FILES.__getitem__, **options)) == result
 
 
-def test_it_calls_the_function_and_prints_what_it_returns() -> None:
-    assert run(plan.program("_a", "answer", {"number": 21}, FILES.__getitem__)) == [42, "it's {braces} and ü"]
+def test_it_holds_what_is_imported_also_in_functions_and_nothing_else() -> None:
+    assert list(plan.files("example", FILES.__getitem__)) == [
+        "ansible.module_utils.basic",
+        f"{plan.PLUGINS}.modules.example",
+        f"{plan.UTILS}._b",
+        f"{plan.UTILS}._c",
+    ]
 
 
-def test_the_files_of_the_status_run_without_ansible_and_without_each_other() -> None:
-    """Every reader is imported by a Python that has neither Ansible nor this collection."""
-    parameters: dict[str, Any] = dict.fromkeys(_status_io.READERS)
-    parameters |= {"units": [], "timeout": 5.0, "part_timeout": 4.5}
-    parameters["nginx_static"] = {"address": "127.0.0.1", "port": 9, "health_path": "/", "timeout": 1.0}
-    parameters["haproxy"] = {"socket": "/nowhere/socket", "master_socket": "/nowhere/master"}
-    found = run(plan.program("_status_io", "answers", parameters, status_info.source))
-    assert set(found) == {"host", "haproxy", "nginx_static"}
-    assert "error" not in found["host"]
-    assert "/nowhere/socket" in found["haproxy"]["error"]
-    assert found["nginx_static"]["health"]["status"] == 0
+@pytest.mark.parametrize("module", [*ROUTED, *RESTING])
+def test_each_module_that_is_run_so_is_complete_and_wants_no_more_than_there_is(module: str) -> None:
+    files = plan.files(module, lean.source)
+    for name, text in files.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ansible"):
+                found = {node.module, *(f"{node.module}.{item.name}" for item in node.names)}
+                assert found & set(files), f"{name} imports {node.module}"
+    # Imported by a Python that has neither Ansible nor this collection.
+    program = plan.program(module, {}, lean.source)
+    assert program.count(".main()") == 1
+    run(program.replace(".main()", "") + "\nprint(json.dumps('imported'))\n")
 
 
-@pytest.mark.parametrize("name", sorted(plan.needed("_status_io", status_info.source)))
-def test_nothing_of_ansible_is_in_it(name: str) -> None:
-    text = status_info.source(name.rpartition(".")[2])
-    assert "ansible.module_utils" not in text and "import ansible\n" not in text
+@pytest.mark.parametrize("module", ROUTED)
+def test_who_is_routed_has_no_action_of_its_own(module: str) -> None:
+    assert ROUTED[module] == {"action_plugin": "flotilla.django.lean"}
+    assert (ROOT / f"plugins/modules/{module}.py").is_file()
+    assert not (ROOT / f"plugins/action/{module}.py").exists()

@@ -13,9 +13,10 @@ Both are answered before Django sees the request: ALLOWED_HOSTS, SECURE_SSL_REDI
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import os
+import pkgutil
 import sys
 import threading
 import time
@@ -82,10 +83,30 @@ def _check_redis() -> str:
     return ""
 
 
+def _migrations_on_disk() -> set[tuple[str, str]]:
+    """(label of the app, name) of each migration, by the names of the files."""
+    from django.apps import apps
+    from django.db.migrations.loader import MigrationLoader
+
+    found = set()
+    for config in apps.get_app_configs():
+        package, _ = MigrationLoader.migrations_module(config.label)
+        spec = importlib.util.find_spec(package) if package else None
+        places = (spec.submodule_search_locations if spec else None) or []
+        files = [item.name for item in pkgutil.iter_modules(places) if not item.ispkg]
+        found |= {(config.label, name) for name in files if name[0] not in "_~"}
+    return found
+
+
 def _check_migrations() -> str:
     from django.db import connection
     from django.db.migrations.executor import MigrationExecutor
+    from django.db.migrations.recorder import MigrationRecorder
 
+    # To import all migrations would keep the requests of this worker waiting. Django only has to judge where one is on
+    # the disk that nobody has recorded, because it may stand for others (squashed).
+    if _migrations_on_disk() <= set(MigrationRecorder(connection).applied_migrations()):
+        return ""
     executor = MigrationExecutor(connection)
     plan = executor.migration_plan(executor.loader.graph.leaf_nodes())
     if not plan:
