@@ -21,9 +21,8 @@ options:
     description:
       - V(read) returns the lock and changes nothing.
       - V(held) takes the lock, or writes O(phase) and O(nodes) when O(owner) holds it already.
-      - V(free) gives it back. With O(nodes) those stay on record for the next deploy, with
-        O(former_releases). A lock of somebody else is left
-        alone.
+      - V(free) gives it back. With O(nodes) those stay on record for the next deploy, with O(former_releases) and
+        O(release). A lock of somebody else is left alone.
     type: str
     choices: [read, held, free]
     required: true
@@ -41,6 +40,16 @@ options:
       - Without it V(held) keeps those that are on record, and V(free) keeps none.
     type: list
     elements: str
+  keep_nodes:
+    description: Whether V(held) keeps those that are on record besides O(nodes).
+    type: bool
+    default: false
+  release:
+    description:
+      - The release that a rollback goes back to. One that was interrupted is finished with it, because what the nodes
+        ran before does not tell any more.
+      - Without it V(held) and V(free) keep the one that is on record.
+    type: str
   former_releases:
     description:
       - The release that each node ran before the deploy, by node. A deploy that finishes an interrupted one, and fails
@@ -153,8 +162,10 @@ def take(journal: Journal, params: dict[str, Any], check_mode: bool) -> tuple[di
     if former.get("id") and not mine and former["id"] != params["take_over"]:
         raise Held(plan.holder(former, time.time()))
     lock = owner | {"phase": params["phase"]}
-    for name, nothing in (("nodes", []), ("former_releases", {})):
+    for name, nothing in (("nodes", []), ("former_releases", {}), ("release", "")):
         lock[name] = former.get(name, nothing) if params[name] is None else params[name]
+    if params["keep_nodes"]:
+        lock["nodes"] = [*lock["nodes"], *(node for node in former.get("nodes", []) if node not in lock["nodes"])]
     lock["since"] = former["since"] if mine else time.time()
     if not check_mode:
         journal.write(lock)
@@ -174,11 +185,14 @@ def run(module: AnsibleModule) -> dict[str, Any]:
             former = journal.read()
             if former.get("id") != params["owner"]["id"]:
                 return {"former": former, "lock": former}
-            left = (
-                {"nodes": params["nodes"], "former_releases": params["former_releases"] or {}}
-                if params["nodes"]
-                else {}
-            )
+            left = {}
+            if params["nodes"]:
+                release = former.get("release", "") if params["release"] is None else params["release"]
+                left = {
+                    "nodes": params["nodes"],
+                    "former_releases": params["former_releases"] or {},
+                    "release": release,
+                }
             if not module.check_mode:
                 journal.write(left)
         return {"former": former, "lock": left}
@@ -202,7 +216,9 @@ def specification() -> dict[str, Any]:
             "owner": {"type": "dict", "default": {}},
             "phase": {"type": "str", "default": ""},
             "nodes": {"type": "list", "elements": "str"},
+            "keep_nodes": {"type": "bool", "default": False},
             "former_releases": {"type": "dict"},
+            "release": {"type": "str"},
             "wait": {"type": "int", "default": 0},
             "take_over": {"type": "str", "default": ""},
             "path": {"type": "path", "default": "/var/lib/flotilla/deploy.json"},

@@ -213,6 +213,24 @@ def test_a_killed_deploy_is_finished_by_the_next_run(lab: Lab, user: str, phase:
 
 
 @pytest.mark.full
+def test_a_killed_rollback_is_finished_by_the_next_run_also_with_a_site_yml_in_between(lab: Lab) -> None:
+    assert lab.playbook("-e", "django_version=ahead", playbook=DEPLOY).returncode == 0
+    (target,) = {lab.ssh(app, "readlink /srv/django/previous").strip().rpartition("/")[2] for app in APPS}
+    with lab.background(playbook=ROLLBACK) as rollback:
+        rollback.wait_for("TASK [Drain on every balancer", 2)  # the second node
+        rollback.kill()
+    # It must switch nodes, too: that takes the lock and gives it back.
+    site = lab.playbook("-e", "deploy_take_over_lock=true", "-e", "django_threads=5", "--tags", "django")
+    assert site.returncode == 0, site.output[-3000:]
+    finished = lab.playbook(playbook=ROLLBACK)
+    assert finished.returncode == 0, finished.output[-3000:]
+    assert releases(lab) == {target}
+    assert out_of_service(lab) == set()
+    assert lab.ssh("app1", f"cat {LOCK} 2>/dev/null", check=False) == ""
+    assert lab.playbook("--tags", "django").returncode == 0
+
+
+@pytest.mark.full
 def test_hooks_and_batches(lab: Lab) -> None:
     marks = "/var/cache/django/deploy"
     hooks = {
