@@ -19,8 +19,7 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.flotilla.django.plugins.module_utils import _program_plan as plan
 
 PYTHON = "/usr/bin/python3"
-# How much nicer a module is than what answers requests on the same host meanwhile (nice(2)). What it starts by systemd is
-# not concerned.
+# How much nicer a module is than what answers requests on the same host (nice(2)). What it has systemd start is not.
 BEHIND_REQUESTS = 10
 ROOT = Path(__file__).resolve().parents[1]
 
