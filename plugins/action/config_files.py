@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Asks the host with one command of its shell whether all files are as wanted, and runs the module when they are not.
 
-To start a module costs a host 0.2 s of its processor, that command a tenth of it: most runs change nothing.
+To start a module costs a host several times as much as that command: most runs change nothing.
 """
 
 from __future__ import annotations
