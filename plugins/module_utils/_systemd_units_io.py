@@ -246,6 +246,8 @@ def wait_until_settled(
     # Whoever crashed and was started again meanwhile shows it.
     last = look(watched)
     for name, unit in last.items():
-        if unit.active_state != "active" or crashed_between(first[name], unit):
-            raise failure(unit, f"started, but did not stay up for {settle:g} seconds")
+        again = crashed_between(first[name], unit)
+        if unit.active_state != "active" or again:
+            since = ", and systemd started it again" if again else ""
+            raise failure(unit, f"started, but did not stay up for {settle:g} seconds{since}")
     return {**first, **last}
