@@ -15,6 +15,7 @@ from typing import Any
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.common.parameters import remove_values
+from ansible.module_utils.errors import UnsupportedError
 from ansible.plugins.action import ActionBase
 from ansible_collections.flotilla.django.plugins.module_utils import _program_plan as plan
 
@@ -27,6 +28,11 @@ ROOT = Path(__file__).resolve().parents[1]
 def source(name: str) -> str:
     """The content of a file of this collection by the name under which it is imported."""
     return ROOT.joinpath(*name.removeprefix(f"{plan.PLUGINS}.").split(".")).with_suffix(".py").read_text("utf-8")
+
+
+def words(error: Exception) -> str:
+    """What is wrong with the arguments, as Ansible's library says it on a host."""
+    return f"unsupported parameters: {error}" if isinstance(error, UnsupportedError) else str(error)
 
 
 class ActionModule(ActionBase):
@@ -49,7 +55,7 @@ class ActionModule(ActionBase):
         rules.pop("supports_check_mode")  # all do
         checked = ArgumentSpecValidator(**rules).validate(arguments)
         if checked.error_messages:
-            return {"failed": True, "msg": f"{module}: {'; '.join(checked.error_messages)}"}
+            return {"failed": True, "msg": f"{module}: {'; '.join(map(words, checked.errors))}"}
         for name, option in rules["argument_spec"].items():
             if option["type"] == "path" and name in arguments and checked.validated_parameters[name] != arguments[name]:
                 # It was completed with what this machine has.

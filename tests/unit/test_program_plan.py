@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import json
 import subprocess
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,13 @@ def test_each_module_that_is_run_so_is_complete_and_wants_no_more_than_there_is(
     program = plan.program(module, {}, lean.source)
     assert program.count(".main()") == 1
     run(program.replace(".main()", "") + "\nprint(json.dumps('imported'))\n")
+
+
+@pytest.mark.parametrize("module", [*ROUTED, *RESTING])
+def test_what_the_action_reads_of_a_specification_is_there(module: str) -> None:
+    rules = import_module(f"{plan.PLUGINS}.modules.{module}").specification()
+    assert rules["supports_check_mode"] is True
+    assert all("type" in option for option in rules["argument_spec"].values())
 
 
 @pytest.mark.parametrize("module", ROUTED)
