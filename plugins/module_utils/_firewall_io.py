@@ -91,7 +91,7 @@ def load_at_boot(unit: str, files: Mapping[str, str]) -> None:
 
 def forget_at_boot(unit: str, files: Mapping[str, str], rules: str) -> None:
     """Remove the unit, its files and the rules. These come last: while they are there, the next run goes on."""
-    with contextlib.suppress(CommandFailed):  # a run that was interrupted has removed it
+    if any(Path(path).name == unit and Path(path).exists() for path in files):  # or a run that was interrupted did it
         run(["systemctl", "disable", "--now", "--", unit])
     for path in files:
         Path(path).unlink(missing_ok=True)

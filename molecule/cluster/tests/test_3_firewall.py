@@ -24,6 +24,7 @@ from ansible_collections.flotilla.django.plugins.module_utils import _firewall_p
 
 TABLE = "inet flotilla_firewall"
 FILE = "/etc/flotilla/firewall.nft"
+DROP_IN = "/etc/systemd/system/nftables.service.d/flotilla-firewall.conf"
 SCAN = Path(__file__).with_name("scan.py")
 # A host of no tier, and the machine that the lab runs on: it administers the hosts.
 OUTSIDER = "app4"
@@ -331,6 +332,12 @@ def test_it_can_be_turned_off_and_on(lab: Lab, host: str) -> None:
     again = firewall(lab, host, enabled=False)
     assert again.returncode == 0, again.output[-3000:]
     assert again.changed == {}, again.changed_tasks
+
+    # One that was interrupted when the unit was gone and its other file and the rules were not.
+    lab.ssh(host, f"mkdir -p {Path(DROP_IN).parent} && touch {DROP_IN} {FILE}")
+    assert firewall(lab, host, enabled=False).changed
+    assert lab.ssh(host, f"ls {DROP_IN} {FILE}", check=False) == ""
+
     assert firewall(lab, host).returncode == 0
     again = firewall(lab, host)
     assert again.returncode == 0, again.output[-3000:]
