@@ -35,6 +35,7 @@ from ansible_collections.flotilla.django.plugins.module_utils._django_release_pl
     Requirement,
     chunks,
     compressible,
+    environment_name,
     extras_for,
     parse_requirements,
     pylock_requirements,
@@ -126,8 +127,12 @@ class Builder:
             files.install_wheels(
                 uv, self.directory, self.directory / "venv", cache=self.work / "cache/uv", account=self.account
             )
-        with self.clock.step("compile"):
-            self._compile()
+        listed = (self.directory / "requirements.txt").read_text(encoding="utf-8")
+        self.environment = environment_name(listed, self.order.uv_requirements, self.host)
+        self.donor = self._find_donor()
+        if not self.donor:
+            with self.clock.step("compile"):
+                self._compile()
         with self.clock.step("settings"):
             probe = self._probe()
         with self.clock.step("commands"):
@@ -326,12 +331,20 @@ class Builder:
 
     def _compile(self) -> None:
         """Compile the packages once for all nodes, under their names there and valid whatever their time is."""
-        final = self.home / "releases" / self.order.release_id / "venv"
+        final = self.home / "environments" / self.environment / "venv"
         command = [PYTHON, "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash"]
         command += ["-s", "venv", "-p", str(final), "venv/lib"]
         environment = {"PYTHONHASHSEED": "0"}
         with contextlib.suppress(ReleaseError):  # some packages carry files that are templates of Python files
             run(command, what="compileall", account=self.account, environment=environment, cwd=self.directory)
+
+    def _find_donor(self) -> tuple[Path, int] | None:
+        """Find a pack with the same packages: the file, and where in it they begin."""
+        for name in files.list_packs(self.packs):
+            pack = files.load_pack(self.packs, name).get("packs", {}).get("release", {})
+            if pack.get("head", {}).get("environment") == self.environment:
+                return self.packs / pack["file"], pack["head"]["size"]
+        return None
 
     # The project
 
@@ -388,29 +401,33 @@ class Builder:
             "python_path": order.python_path,
             "static_url": probe["static_url"],
             "static_files": len(static),
-            "requirements_sha256": files.sha256_file(directory / "requirements.txt"),
+            "environment": self.environment,
         }
         described = directory / "release.json"
         files.write_json(described, release)
-        entries = [Entry("release.json", described), Entry("requirements.txt", directory / "requirements.txt")]
-        entries += files.tree_entries(self.source, "source/", wanted)
-        entries += files.tree_entries(directory / "wheels", "wheels/")
-        entries.append(Entry("tools/uv", self.tools / "bin/uv"))
-        entries += files.tree_entries(self.directory / "venv/lib", "pycache/lib/", files.is_compiled)
+        listed = Entry("requirements.txt", directory / "requirements.txt")
         node_names = {f"static/{name}" for name in NODE_STATIC_FILES}
-        entries += [entry for entry in static if entry.name in node_names]
+        own = [Entry("release.json", described), listed, *files.tree_entries(self.source, "source/", wanted)]
+        own += [entry for entry in static if entry.name in node_names]
         self.packs.mkdir(parents=True, exist_ok=True, mode=0o755)
         packs: dict[str, dict[str, Any]] = {}
-        for kind, name, content in (
-            ("release", f"{order.release_id}.tar.gz", entries),
-            ("static", f"{order.release_id}-static.tar.gz", static),
+        for kind, name, parts in (
+            ("release", f"{order.release_id}.tar.gz", [own, self.donor or self._packages(listed)]),
+            ("static", f"{order.release_id}-static.tar.gz", [static]),
         ):
             temporary = self.packs / f".{name}"
-            packs[kind] = {"file": name, **files.write_pack(temporary, content)}
+            packs[kind] = {"file": name, **files.write_pack(temporary, *parts)}
             temporary.replace(self.packs / name)
             packs[kind]["mtime_ns"] = (self.packs / name).stat().st_mtime_ns
+        packs["release"]["head"]["environment"] = self.environment
         # The time is no part of the archives: built again from the same wheels, they are the same.
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         index = {"id": order.release_id, "created": created, "release": release, "packs": packs}
         files.write_json(self.packs / f"{order.release_id}.json", index)
         return index
+
+    def _packages(self, listed: Entry) -> list[Entry]:
+        """List what a node makes the virtual environment of."""
+        entries = [listed, Entry("tools/uv", self.tools / "bin/uv")]
+        entries += files.tree_entries(self.directory / "wheels", "wheels/")
+        return entries + files.tree_entries(self.directory / "venv/lib", "pycache/lib/", files.is_compiled)

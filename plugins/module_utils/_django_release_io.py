@@ -21,11 +21,14 @@ import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ansible_collections.flotilla.django.plugins.module_utils._django_project_io import PACKED_MTIME, tar_member
 from ansible_collections.flotilla.django.plugins.module_utils._django_release_plan import (
     Host,
+    environment_link,
+    environment_of,
+    is_environment,
     is_release_id,
     pack_problem,
     prune,
@@ -144,12 +147,13 @@ def end_processes(account: Account) -> None:
                     os.kill(int(path.name), signal.SIGKILL)
 
 
-def sha256_file(path: Path) -> str:
-    """Hash a file."""
+def sha256_file(path: Path, size: int = sys.maxsize) -> str:
+    """Hash a file, or the first bytes of it."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while block := stream.read(CHUNK):
+        while block := stream.read(min(CHUNK, size)):
             digest.update(block)
+            size -= len(block)
     return digest.hexdigest()
 
 
@@ -209,11 +213,33 @@ def tree_entries(directory: Path, prefix: str, wanted: Callable[[str], bool] = l
     return entries
 
 
-def write_pack(target: Path, entries: Iterable[Entry]) -> dict[str, Any]:
-    """Write a deterministic .tar.gz beside its final place; return its name, hash and size. The caller renames it."""
+def write_pack(target: Path, *parts: Iterable[Entry] | tuple[Path, int]) -> dict[str, Any]:
+    """Write a deterministic .tar.gz beside its final place; return its hash and size. The caller renames it.
+
+    Each part is an archive of its own behind the one before, given as its entries, or as a file that has it from a
+    position on. Where there are several, hash and size of the first are told, too: it can be had and unpacked alone.
+    """
+    ends = []
+    with target.open("wb") as raw:
+        for part in parts:
+            if isinstance(part, tuple):
+                with part[0].open("rb") as stream:
+                    stream.seek(part[1])
+                    shutil.copyfileobj(stream, raw, CHUNK)
+            else:
+                _write_archive(raw, part)
+            ends.append(raw.tell())
+        raw.flush()
+        os.fsync(raw.fileno())
+    pack: dict[str, Any] = {"sha256": sha256_file(target), "size": ends[-1]}
+    if len(ends) > 1:
+        pack["head"] = {"size": ends[0], "sha256": sha256_file(target, ends[0])}
+    return pack
+
+
+def _write_archive(raw: IO[bytes], entries: Iterable[Entry]) -> None:
     # Most of it is compressed already: the quickest level is enough for the rest.
     with (
-        target.open("wb") as raw,
         gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=1, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
@@ -228,28 +254,35 @@ def write_pack(target: Path, entries: Iterable[Entry]) -> dict[str, Any]:
                 status = os.fstat(stream.fileno())
                 mode = 0o755 if status.st_mode & stat.S_IXUSR else 0o644
                 archive.addfile(tar_member(entry.name, size=status.st_size, mode=mode, mtime=entry.mtime), stream)
-    with target.open("rb+") as stream:
-        os.fsync(stream.fileno())
-    return {"sha256": sha256_file(target), "size": target.stat().st_size}
 
 
-def unpack(archive: Path, target: Path, owner: Account | None = None) -> None:
-    """Unpack plain files, directories and links that stay inside; anything else is refused."""
+def unpack(archive: Path, target: Path, owner: Account | None = None, position: int = 0) -> None:
+    """Unpack the part of an archive that begins at a position: plain files, directories and links that stay inside."""
     top = target.resolve()
-    with tarfile.open(archive, "r:gz") as packed:
+    with archive.open("rb") as stream:
+        stream.seek(position)
+        _unpack(archive.name, stream, target, top)
+    if owner and os.geteuid() == 0:
+        for root, directories, files in os.walk(target):
+            for name in [".", *directories, *files]:
+                os.chown(Path(root) / name, owner.uid, owner.gid, follow_symlinks=False)
+
+
+def _unpack(name: str, stream: IO[bytes], target: Path, top: Path) -> None:
+    with tarfile.open(fileobj=stream, mode="r:gz") as packed:
         for member in packed:
             parts = Path(member.name).parts
             if member.name.startswith("/") or ".." in parts or not parts:
-                raise ReleaseError(f"{archive.name} holds the name {member.name!r}, which leads out of it")
+                raise ReleaseError(f"{name} holds the name {member.name!r}, which leads out of it")
             path = target / member.name
             if not path.parent.is_dir():
                 path.parent.mkdir(parents=True, mode=0o755)
             if not path.parent.resolve().is_relative_to(top):
-                raise ReleaseError(f"{archive.name} holds {member.name!r} behind a link that leads out of it")
+                raise ReleaseError(f"{name} holds {member.name!r} behind a link that leads out of it")
             if member.isfile():
                 source = packed.extractfile(member)
                 if source is None:
-                    raise ReleaseError(f"{archive.name} holds {member.name!r} without content")
+                    raise ReleaseError(f"{name} holds {member.name!r} without content")
                 with path.open("xb") as stream:
                     shutil.copyfileobj(source, stream, CHUNK)
                 path.chmod(0o755 if member.mode & stat.S_IXUSR else 0o644)
@@ -259,11 +292,7 @@ def unpack(archive: Path, target: Path, owner: Account | None = None) -> None:
             elif member.isdir():
                 path.mkdir(mode=0o755, exist_ok=True)
             else:
-                raise ReleaseError(f"{archive.name} holds {member.name!r}, which is neither file nor link")
-    if owner and os.geteuid() == 0:
-        for root, directories, files in os.walk(target):
-            for name in [".", *directories, *files]:
-                os.chown(Path(root) / name, owner.uid, owner.gid, follow_symlinks=False)
+                raise ReleaseError(f"{name} holds {member.name!r}, which is neither file nor link")
 
 
 def static_entries(directory: Path) -> list[Entry]:
@@ -328,6 +357,7 @@ def public_packs(directory: Path, index: Mapping[str, Any]) -> dict[str, dict[st
             "path": str(directory / pack["file"]),
             "sha256": pack["sha256"],
             "size": pack["size"],
+            **({"head": pack["head"]} if "head" in pack else {}),
         }
         for kind, pack in index.get("packs", {}).items()
     }
@@ -406,14 +436,14 @@ def send(base: str, directory: Path, names: Iterable[str], *, timeout: float, pr
     return sent
 
 
-def download(url: str, target: Path, sha256: str, *, timeout: float) -> None:
-    """Fetch a file and keep it only if its content is the expected one."""
+def download(url: str, target: Path, sha256: str, *, timeout: float, size: int = 0) -> None:
+    """Fetch a file, or its first bytes where a size is given; only the expected content is accepted."""
     connection, path = _connect(url, timeout)
     digest = hashlib.sha256()
     try:
-        connection.request("GET", path)
+        connection.request("GET", path, headers={"Range": f"bytes=0-{size - 1}"} if size else {})
         response = connection.getresponse()
-        if response.status != 200:
+        if response.status != (206 if size else 200):
             raise ReleaseError(f"{url}: {response.status} {response.reason}")
         with target.open("wb") as stream:
             while block := response.read(CHUNK):
@@ -432,7 +462,11 @@ def download(url: str, target: Path, sha256: str, *, timeout: float) -> None:
 
 @dataclass
 class Installer:
-    """Puts releases below `home` and removes old ones. A release is installed when its release.json is there."""
+    """Puts releases below `home` and removes old ones. A release is installed when its release.json is there.
+
+    Its `venv` points at an environment, which all releases with the same packages share. That one is complete when its
+    environment.json is there.
+    """
 
     home: Path
     host: Host
@@ -443,6 +477,15 @@ class Installer:
     def releases(self) -> Path:
         return self.home / "releases"
 
+    @property
+    def environments(self) -> Path:
+        return self.home / "environments"
+
+    def has_environment(self, name: str) -> bool:
+        """Tell whether an environment is completely installed."""
+        place = self.environments / name
+        return is_environment(name) and (place / "environment.json").exists() and (place / "venv/bin/python").exists()
+
     def installed(self, name: str) -> dict[str, Any]:
         """Return release.json of a release that is completely installed, else nothing."""
         directory = self.releases / name
@@ -451,8 +494,11 @@ class Installer:
             return {}
         return release
 
-    def install(self, name: str, pack: Path) -> dict[str, Any]:
-        """Install a pack beside what runs. An interrupted installation is begun anew."""
+    def install(self, name: str, pack: Path, head: int) -> dict[str, Any]:
+        """Install a pack, whose first so many bytes are the release's own, beside what runs.
+
+        An interrupted installation is begun anew.
+        """
         target = self.releases / name
         hidden = self.releases / f".{name}.release.json"
         self.releases.mkdir(parents=True, exist_ok=True, mode=0o755)
@@ -472,23 +518,40 @@ class Installer:
             shutil.rmtree(target)
             hidden.unlink()
             raise ReleaseError(problem)
-        with self.clock.step("install"):
-            install_wheels(target / "tools/uv", target, target / "venv", cache=target / ".cache")
+        environment = str(release.get("environment", ""))
+        if not is_environment(environment):
+            raise ReleaseError(f"{pack.name} was made by another version of Flotilla: deploy that version anew")
+        if not self.has_environment(environment):
+            self._install_environment(environment, pack, head)
+        (target / "venv").symlink_to(environment_link(environment))
         with self.clock.step("compile"):
-            place_compiled(target / "pycache", target / "venv")
             # The system's own Python compiles: no code of the project is run, and the service user cannot write.
             compiled = [PYTHON, "-I", "-m", "compileall", "-q", "source"]
             with contextlib.suppress(ReleaseError):  # some packages carry files that are templates of Python files
                 run(compiled, what="compileall", cwd=target)
-        (target / "venv/.lock").unlink(missing_ok=True)  # uv leaves it writable for everybody
-        for name_ in ("wheels", "tools", "pycache", ".cache"):
-            shutil.rmtree(target / name_, ignore_errors=True)
         os.sync()
         hidden.rename(target / "release.json")
         return release
 
+    def _install_environment(self, name: str, pack: Path, position: int) -> None:
+        target = self.environments / name
+        if target.exists():
+            (target / "environment.json").unlink(missing_ok=True)
+            shutil.rmtree(target)
+        with self.clock.step("unpack environment"):
+            target.mkdir(parents=True, mode=0o755)
+            unpack(pack, target, position=position)
+        with self.clock.step("install"):
+            install_wheels(target / "tools/uv", target, target / "venv", cache=target / ".cache")
+            place_compiled(target / "pycache", target / "venv")
+        (target / "venv/.lock").unlink(missing_ok=True)  # uv leaves it writable for everybody
+        for directory in ("wheels", "tools", "pycache", ".cache"):
+            shutil.rmtree(target / directory, ignore_errors=True)
+        os.sync()
+        write_json(target / "environment.json", {"id": name, "python": self.host.python_full})
+
     def prune(self, keep: int, wanted: str, pretend: bool) -> list[str]:
-        """Remove old and unfinished releases; return their names."""
+        """Remove old and unfinished releases, and environments that no release has; return the releases' names."""
         if not self.releases.is_dir():
             return []
         complete, broken = [], []
@@ -509,7 +572,16 @@ class Installer:
                     shutil.rmtree(path)
                 else:
                     path.unlink()
+            self._prune_environments()
         return sorted(removed)
+
+    def _prune_environments(self) -> None:
+        links = [path.readlink() for path in self.releases.glob("*/venv") if path.is_symlink()]
+        shared = {environment_of(str(link)) for link in links}
+        for path in self.environments.iterdir() if self.environments.is_dir() else []:
+            if path.name not in shared:
+                (path / "environment.json").unlink(missing_ok=True)
+                shutil.rmtree(path)
 
 
 def is_compiled(name: str) -> bool:

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # Raised whenever the same inputs would give another pack.
-FORMAT = 1
+FORMAT = 2
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _NAME = re.compile(r"^\s*([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(\[[^\]]*\])?\s*(.*?)\s*$")
 _SPECIFIER = re.compile(r"^(===|==|~=|!=|<=|>=|<|>)\s*v?([0-9]+(?:\.[0-9]+)*)(?:[a-z]+[0-9]*)?(\.\*)?$")
 _RELEASE_ID = re.compile(r"^[A-Za-z0-9._][A-Za-z0-9._-]*-[0-9a-f]{12}$")
+_ENVIRONMENT = re.compile(r"^[0-9a-f]{16}$")
 
 _TEXT = "css js mjs map json svg html htm txt xml webmanifest ttf otf eot wasm ico csv md"
 TEXT_SUFFIXES = frozenset("." + name for name in _TEXT.split())
@@ -64,6 +65,29 @@ def release_id(version: str, inputs: Mapping[str, Any]) -> str:
 def is_release_id(name: str) -> bool:
     """Tell whether a name can be that of a release (and so is safe as a file name)."""
     return bool(_RELEASE_ID.match(name)) and not name.startswith(".")
+
+
+def environment_name(requirements: str, tool: str, host: Host) -> str:
+    """Name a virtual environment after what is in it: wheels with hashes, the tool that installs them, and the host."""
+    text = json.dumps([FORMAT, requirements, tool, host.python, host.arch, host.debian])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def is_environment(name: str) -> bool:
+    """Tell whether a name can be that of an environment (and so is safe as a file name)."""
+    return bool(_ENVIRONMENT.match(name))
+
+
+def environment_of(link: str) -> str:
+    """Name the environment that a release's `venv` points at; '' for any other target."""
+    parts = link.split("/")
+    known = parts[:-2] == ["..", "..", "environments"] and parts[-1] == "venv"
+    return parts[-2] if known and is_environment(parts[-2]) else ""
+
+
+def environment_link(name: str) -> str:
+    """Where `venv` of a release points. Relative, so that the tree can be looked at from anywhere."""
+    return f"../../environments/{name}/venv"
 
 
 def _numbers(text: str) -> list[int]:

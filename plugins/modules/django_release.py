@@ -12,23 +12,48 @@ short_description: Install a release of a Django project on a node
 version_added: "0.1.0"
 description:
   - Puts a release that M(flotilla.django.django_release_build) made in a directory of its own, C(releases/<id>) below
-    O(home), beside the one that runs. It holds C(source/), C(venv/), C(static/) with the manifests of the static
+    O(home), beside the one that runs. It holds C(source/), C(venv), C(static/) with the manifests of the static
     files, if there are any, C(requirements.txt) and C(release.json).
+  - C(venv) points at a virtual environment below C(environments), which all releases with the same packages share. A
+    node that has it fetches only what is the release's own, for most projects a hundredth of the archive.
   - The node needs no compiler and no package registry. The packages are installed from the archive, each wheel
     checked against its hash, and compiled by the system's Python. Nothing of the release is run, and everything
     belongs to root.
   - C(release.json) is put in place last. A release without it is an interrupted installation and is begun anew.
-  - Removes old releases, but never those that C(current) and C(previous) point at.
+  - Removes old releases, but never those that C(current) and C(previous) point at, and environments that no release
+    has any longer.
 options:
   release_id:
     description: Name of the release.
     type: str
     required: true
-  sha256:
+  pack:
     description:
-      - Hash of the archive as the build host knows it. Without it the release must be installed already.
-    type: str
-    default: ''
+      - The archive, as the build host knows it (RV(flotilla.django.django_release_build#module:packs)). Without it the
+        release must be installed already.
+    type: dict
+    suboptions:
+      sha256:
+        description: Hash of the whole archive.
+        type: str
+        required: true
+      head:
+        description: Its first part, which is all that a node needs that has the environment.
+        type: dict
+        required: true
+        suboptions:
+          environment:
+            description: Name of the environment that the release needs.
+            type: str
+            required: true
+          size:
+            description: Size in bytes; the environment begins there.
+            type: int
+            required: true
+          sha256:
+            description: Hash of the first part.
+            type: str
+            required: true
   urls:
     description: Base URLs to fetch the archive from, tried in this order.
     type: list
@@ -69,7 +94,9 @@ EXAMPLES = r"""
 - name: Install the release
   flotilla.django.django_release:
     release_id: "{{ build['release_id'] }}"
-    sha256: "{{ build['packs']['release']['sha256'] }}"
+    pack:
+      sha256: "{{ build['packs']['release']['sha256'] }}"
+      head: "{{ build['packs']['release']['head'] }}"
     urls:
       - http://192.0.2.51:8081/releases/
       - http://192.0.2.52:8081/releases/
@@ -106,6 +133,7 @@ durations:
 """
 
 import os
+import sys
 import urllib.parse
 from pathlib import Path
 from typing import Any
@@ -124,15 +152,19 @@ from ansible_collections.flotilla.django.plugins.module_utils._django_release_pl
 
 def obtain(installer: Installer, params: dict[str, Any]) -> tuple[Path, str]:
     """Find the archive on this host or fetch it; return its path and where it came from."""
-    name, sha256 = params["release_id"], params["sha256"]
-    if not sha256:
-        raise ReleaseError(f"the release {name} is not installed, and without its sha256 it cannot be")
+    name, pack = params["release_id"], params["pack"]
+    if not pack:
+        raise ReleaseError(f"the release {name} is not installed, and without its pack it cannot be")
+    head = pack["head"]
+    # The rest of the archive is what the environment is made of.
+    enough = installer.has_environment(head["environment"])
+    sha256, size = (head["sha256"], head["size"]) if enough else (pack["sha256"], 0)
     file = f"{name}.tar.gz"
     local = Path(params["directory"]) / file
     problems = []
     if local.is_file():
         with installer.clock.step("verify"):
-            if sha256_file(local) == sha256:
+            if sha256_file(local, size or sys.maxsize) == sha256:
                 return local, str(local)
         problems.append(f"{local}: its sha256 is not {sha256}")
     installer.releases.mkdir(parents=True, exist_ok=True, mode=0o755)
@@ -141,7 +173,7 @@ def obtain(installer: Installer, params: dict[str, Any]) -> tuple[Path, str]:
         url = base.rstrip("/") + "/" + urllib.parse.quote(file)
         try:
             with installer.clock.step("download"):
-                download(url, target, sha256, timeout=params["timeout"])
+                download(url, target, sha256, timeout=params["timeout"], size=size)
         except ReleaseError as error:
             problems.append(str(error))
         else:
@@ -167,7 +199,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
     if missing and not module.check_mode:
         pack, source = obtain(installer, params)
         try:
-            release = installer.install(name, pack)
+            release = installer.install(name, pack, params["pack"]["head"]["size"])
         finally:
             if pack.parent == installer.releases:
                 pack.unlink(missing_ok=True)
@@ -192,7 +224,21 @@ def specification() -> dict[str, Any]:
     return {
         "argument_spec": {
             "release_id": {"type": "str", "required": True},
-            "sha256": {"type": "str", "default": ""},
+            "pack": {
+                "type": "dict",
+                "options": {
+                    "sha256": {"type": "str", "required": True},
+                    "head": {
+                        "type": "dict",
+                        "required": True,
+                        "options": {
+                            "environment": {"type": "str", "required": True},
+                            "size": {"type": "int", "required": True},
+                            "sha256": {"type": "str", "required": True},
+                        },
+                    },
+                },
+            },
             "urls": {"type": "list", "elements": "str", "default": []},
             "directory": {"type": "path", "default": "/var/lib/flotilla/releases"},
             "home": {"type": "path", "default": "/srv/django"},

@@ -12,8 +12,9 @@ short_description: Build a release of a Django project
 version_added: "0.1.0"
 description:
   - Builds, once and on one host, what all Django hosts and static servers need of a version of a project. The result is
-    two archives. C(<id>.tar.gz) holds the source, the wheels of all packages and C(release.json); C(<id>-static.tar.gz)
-    holds the collected static files, compressed beside the originals.
+    two archives. C(<id>.tar.gz) holds C(release.json) and the source, and behind them, as an archive of its own, the
+    wheels of all packages, which are taken from the archive of an earlier release where they are the same;
+    C(<id>-static.tar.gz) holds the collected static files, compressed beside the originals.
   - A release is named after everything it is built from, that is the source, the lock file, extra packages, build
     commands and environment, the settings module, options of the static files, Python, architecture and Debian release.
     While the archives of that name are there and are what was written, nothing is built.
@@ -192,8 +193,9 @@ built:
   returned: success
   type: bool
 packs:
-  description: The archives V(release) and V(static), each with C(file), C(path), C(sha256) and C(size) in bytes. Empty
-    while the release is not built.
+  description: The archives V(release) and V(static), each with C(file), C(path), C(sha256) and C(size) in bytes, and
+    V(release) with its C(head), which is all that a node needs that has the same packages, by C(environment),
+    C(size) and C(sha256). Empty while the release is not built.
   returned: success
   type: dict
 release:

@@ -123,7 +123,7 @@ class Site:
     def install(self, build: dict[str, Any], check: bool = False, **more: Any) -> dict[str, Any]:
         arguments = {
             "release_id": build["release_id"],
-            "sha256": build["packs"]["release"]["sha256"],
+            "pack": {key: build["packs"]["release"][key] for key in ("sha256", "head")},
             "urls": ["http://127.0.0.1:1/releases/", URL],
             "home": f"{TOP}/home",
             "directory": "/nowhere",
@@ -214,6 +214,11 @@ def test_a_release_from_source_to_node(site: Site, nginx: None) -> None:
     assert installed.get("installed"), installed
     assert installed["source"] == f"{URL}{name}.tar.gz"
     release = f"{TOP}/home/releases/{name}"
+    environment = build["packs"]["release"]["head"]["environment"]
+    assert host.run(f"readlink -f {release}/venv").strip() == f"{TOP}/home/environments/{environment}/venv"
+    assert sorted(host.run(f"ls -A {TOP}/home/environments/{environment}").split()) == [
+        "environment.json", "requirements.txt", "venv"
+    ]  # fmt: skip
     assert installed["release"] == json.loads(host.run(f"cat {release}/release.json"))
     assert sorted(host.run(f"ls {release}").split()) == ["release.json", "requirements.txt", "source", "static", "venv"]
     assert host.run(f"cat {release}/source/shop/made.txt") == "made by django-build\n"
@@ -226,24 +231,76 @@ def test_a_release_from_source_to_node(site: Site, nginx: None) -> None:
     assert not site.install(build)["changed"]
 
     # An installation that was interrupted is begun anew.
-    host.run(f"rm {release}/release.json; rm -rf {release}/venv/lib; touch {TOP}/home/releases/.tmp-x.tar.gz")
+    complete = f"{TOP}/home/environments/{environment}/environment.json"
+    host.run(f"rm {release}/release.json {complete}; rm -rf {release}/venv/lib")
+    host.run(f"touch {TOP}/home/releases/.tmp-x.tar.gz")
     assert site.install(build, check=True)["changed"]
     assert site.install(build)["installed"]
     assert host.run(f"ls -A {TOP}/home/releases").split() == [name]
+    assert host.run(f"{check} 'import django; print(django.VERSION[0])'") == "5\n"
 
     # A server with another content under that name is not believed, nor is a pack for another Python.
     host.run(f"rm -rf {release}; cp {TOP}/packs/{name}-static.tar.gz {TOP}/static/releases/{name}.tar.gz")
-    refused = site.install(build)
-    assert refused["failed"]
-    assert "sha256" in refused["msg"]
-    assert "Connection refused" in refused["msg"]
-    assert host.run(f"ls -A {TOP}/home/releases") == ""
+    for needs_all in (False, True):
+        refused = site.install(build)
+        assert refused["failed"]
+        assert "sha256" in refused["msg"]
+        assert "Connection refused" in refused["msg"]
+        assert host.run(f"ls -A {TOP}/home/releases") == ""
+        host.run(f"rm {complete}" if not needs_all else "true")
     assert not site.upload()["failed"]
 
     # The packs have to be what was written; else they are built again, to the same bytes.
     host.run(f"printf x | dd of={TOP}/packs/{name}.tar.gz bs=1 seek=1000 conv=notrunc status=none")
     healed = site.build()
     assert (healed["built"], healed["packs"]) == (True, build["packs"])
+
+
+def test_a_release_with_the_same_packages_brings_only_its_own(site: Site, nginx: None) -> None:
+    host = site.host
+    host.run(f"rm -rf {TOP}/packs {TOP}/home {TOP}/static/releases/*")
+    first = site.build(keep=1)
+    assert site.upload()["changed"]
+    assert site.install(first)["installed"]
+    (head, whole) = (first["packs"]["release"]["head"], first["packs"]["release"])
+    assert head["size"] * 100 < whole["size"], first["packs"]
+
+    # The source is another one, the packages are not: they are taken from the pack of the release before, as they are.
+    site.files["shop/urls.py"] = "urlpatterns = []  # another one"
+    second = site.build(keep=2)
+    assert second["release_id"] != first["release_id"]
+    assert "compile" not in second["durations"]
+    new = second["packs"]["release"]
+    assert new["head"]["environment"] == head["environment"]
+    host.run(f"cmp <(tail -c +{head['size'] + 1} {whole['path']}) <(tail -c +{new['head']['size'] + 1} {new['path']})")
+    assert site.upload()["changed"]
+    # What the node does not need it does not read.
+    there = f"{TOP}/static/releases/{new['file']}"
+    host.run(f"truncate -s {new['head']['size']} {there}")
+    inode = host.run(f"stat -c %i {TOP}/home/environments/*")
+    installed = site.install(second)
+    assert installed.get("installed"), installed
+    assert "install" not in installed["durations"]
+    assert host.run(f"stat -c %i {TOP}/home/environments/*") == inode
+    release = f"{TOP}/home/releases/{second['release_id']}"
+    check = f"cd {release}/source && DJANGO_SETTINGS_MODULE=shop.settings ../venv/bin/python -c"
+    assert host.run(f"{check} 'import django, shop.urls, sys; print(sys.prefix)'") == f"{release}/venv\n"
+    # A node that is new needs all of it.
+    host.run(f"mv {TOP}/home {TOP}/other")
+    assert "sha256" in site.install(second)["msg"]
+    assert site.upload()["changed"]
+    assert site.install(second)["installed"]
+    assert host.run(f"rm -r {TOP}/home; mv {TOP}/other {TOP}/home; ls {TOP}/home/environments | wc -l") == "1\n"
+
+    # Other packages are another environment; one that no release has is removed with the last that had it.
+    site.files["requirements.txt"] = "Django>=5.2,<5.3\nitsdangerous==2.2.0\n"
+    third = site.build(keep=2)
+    assert third["packs"]["release"]["head"]["environment"] != head["environment"]
+    assert site.upload()["changed"]
+    assert site.install(third, keep=3)["installed"]
+    assert host.run(f"ls {TOP}/home/environments | wc -l") == "2\n"
+    assert site.install(third, keep=1)["removed"] == sorted([first["release_id"], second["release_id"]])
+    assert host.run(f"ls {TOP}/home/environments").split() == [third["packs"]["release"]["head"]["environment"]]
 
 
 @pytest.mark.parametrize(
@@ -315,7 +372,8 @@ def test_a_pack_whose_names_lead_out_is_refused(site: Site) -> None:
         archive.addfile(member, io.BytesIO(b"x"))
     site.put(evil.getvalue(), f"{TOP}/evil/{name}.tar.gz")
     sha256 = site.host.run(f"sha256sum {TOP}/evil/{name}.tar.gz").split()[0]
-    arguments = {"release_id": name, "sha256": sha256, "directory": f"{TOP}/evil", "home": f"{TOP}/home"}
+    pack = {"sha256": sha256, "head": {"environment": "0" * 16, "size": len(evil.getvalue()), "sha256": sha256}}
+    arguments = {"release_id": name, "pack": pack, "directory": f"{TOP}/evil", "home": f"{TOP}/home"}
     result = site.host.module("django_release", arguments)
     assert result["failed"]
     assert "leads out" in result["msg"]

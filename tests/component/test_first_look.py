@@ -203,11 +203,15 @@ def test_a_user_who_is_there_needs_no_python() -> None:
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A node's directory with two releases."""
+    environment = tmp_path / "environments/0123456789abcdef"
+    (environment / "venv/bin").mkdir(parents=True)
+    (environment / "venv/bin/python").write_text("")
+    (environment / "environment.json").write_text("{}")
     for name in ("v1-00000000000a", "v2-00000000000b"):
-        python = tmp_path / "releases" / name / "venv/bin/python"
-        python.parent.mkdir(parents=True)
-        python.write_text("")
-        (python.parents[2] / "release.json").write_text(json.dumps({"id": name}))
+        release = tmp_path / "releases" / name
+        release.mkdir(parents=True)
+        (release / "venv").symlink_to("../../environments/0123456789abcdef/venv")
+        (release / "release.json").write_text(json.dumps({"id": name}))
     return tmp_path
 
 
@@ -220,6 +224,8 @@ def release_found(home: Path, keep: int = 2) -> dict[str, Any] | None:
 RELEASE_DRIFTS: dict[str, Callable[[Path], object]] = {
     "not complete": lambda place: (place / "v2-00000000000b/release.json").unlink(),
     "without its Python": lambda place: (place / "v2-00000000000b/venv/bin/python").unlink(),
+    "an environment that is not complete": lambda place: next(place.glob("../environments/*/*.json")).unlink(),
+    "an environment that no release has": lambda place: (place / "../environments/fedcba9876543210").mkdir(),
     "another one's description": lambda place: (place / "v2-00000000000b/release.json").write_text(
         '{"id": "v1-00000000000a"}'
     ),

@@ -140,6 +140,23 @@ def test_packing_and_unpacking(tmp_path: Path) -> None:
     assert oct((target / "s/plain").stat().st_mode)[-3:] == "644"
     assert (target / "s/inside").read_text() == "x"
 
+    # Behind it another archive: from entries, or taken over from a file that has it.
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "z").write_text("z")
+    two, three = tmp_path / "two", tmp_path / "three"
+    first = files.write_pack(two, files.tree_entries(tree, "s/"), files.tree_entries(other, "o/"))
+    size = packed[0]["size"]
+    assert first["head"] == packed[0]
+    assert files.write_pack(three, files.tree_entries(tree, "s/"), (two, size)) == first
+    assert two.read_bytes() == three.read_bytes()
+    for position, names in ((0, ["s"]), (size, ["o", "o/z"])):
+        place = tmp_path / f"part-{position}"
+        place.mkdir()
+        files.unpack(two, place, position=position)
+        found = sorted(path.relative_to(place).as_posix() for path in place.rglob("*"))
+        assert found[: len(names)] == names
+
 
 @pytest.mark.parametrize("case", ["parent", "absolute", "through a link", "device"])
 def test_an_archive_that_leads_out_is_refused(tmp_path: Path, case: str) -> None:

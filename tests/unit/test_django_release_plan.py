@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from ansible_collections.flotilla.django.plugins.module_utils import _django_release_plan as plan
 from ansible_collections.flotilla.django.plugins.module_utils._django_release_plan import Requirement
@@ -32,6 +34,28 @@ def test_a_release_is_named_after_what_it_is_built_from() -> None:
 )
 def test_what_is_no_name_of_a_release(name: str) -> None:
     assert not plan.is_release_id(name)
+
+
+def test_an_environment_is_named_after_the_packages_and_the_host() -> None:
+    name = plan.environment_name("django==5.2", "uv==1", HOST)
+    assert plan.is_environment(name)
+    assert plan.environment_name("django==5.2", "uv==1", replace(HOST, python_full="3.13.9")) == name
+    others = [("django==5.3", "uv==1", HOST), ("django==5.2", "uv==2", HOST)]
+    others += [
+        ("django==5.2", "uv==1", replace(HOST, python="3.11")),
+        ("django==5.2", "uv==1", replace(HOST, arch="x")),
+    ]
+    others.append(("django==5.2", "uv==1", replace(HOST, debian="12")))
+    assert len({name, *(plan.environment_name(*other) for other in others)}) == 6
+    assert plan.environment_of(plan.environment_link(name)) == name
+
+
+@pytest.mark.parametrize(
+    "link",
+    ["", "venv", "/opt/venv", "../../environments/x/venv", f"../../environments/{'0' * 16}", f"../{'0' * 16}/venv"],
+)
+def test_what_is_no_link_to_an_environment(link: str) -> None:
+    assert plan.environment_of(link) == ""
 
 
 @pytest.mark.parametrize(
