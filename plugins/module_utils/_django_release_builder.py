@@ -26,6 +26,7 @@ from ansible_collections.flotilla.django.plugins.module_utils._django_release_io
     Clock,
     Entry,
     ReleaseError,
+    Slice,
     run,
 )
 from ansible_collections.flotilla.django.plugins.module_utils._django_release_plan import (
@@ -338,12 +339,12 @@ class Builder:
         with contextlib.suppress(ReleaseError):  # some packages carry files that are templates of Python files
             run(command, what="compileall", account=self.account, environment=environment, cwd=self.directory)
 
-    def _find_donor(self) -> tuple[Path, int] | None:
-        """Find a pack with the same packages: the file, and where in it they begin."""
+    def _find_donor(self) -> Slice | None:
+        """Find the same packages in another pack."""
         for name in files.list_packs(self.packs):
             pack = files.load_pack(self.packs, name).get("packs", {}).get("release", {})
             if pack.get("head", {}).get("environment") == self.environment:
-                return self.packs / pack["file"], pack["head"]["size"]
+                return Slice(self.packs / pack["file"], pack["head"]["size"], pack["end"])
         return None
 
     # The project

@@ -213,28 +213,50 @@ def tree_entries(directory: Path, prefix: str, wanted: Callable[[str], bool] = l
     return entries
 
 
-def write_pack(target: Path, *parts: Iterable[Entry] | tuple[Path, int]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Slice:
+    """A part of a file."""
+
+    path: Path
+    begin: int
+    end: int
+
+
+def write_pack(target: Path, *parts: Iterable[Entry] | Slice) -> dict[str, Any]:
     """Write a deterministic .tar.gz beside its final place; return its hash and size. The caller renames it.
 
-    Each part is an archive of its own behind the one before, given as its entries, or as a file that has it from a
-    position on. Where there are several, hash and size of the first are told, too: it can be had and unpacked alone.
+    Each part is an archive of its own behind the one before, given as its entries, or taken from another pack. Where
+    there are several, hash and size of the first are told, too: it can be had and unpacked alone. So is where the last
+    one ends: behind it comes gzip's checksum of all of them, because the end of a file is what remote_state() asks for.
     """
     ends = []
     with target.open("wb") as raw:
         for part in parts:
-            if isinstance(part, tuple):
-                with part[0].open("rb") as stream:
-                    stream.seek(part[1])
-                    shutil.copyfileobj(stream, raw, CHUNK)
+            if isinstance(part, Slice):
+                with part.path.open("rb") as stream:
+                    stream.seek(part.begin)
+                    _copy(stream, raw, part.end - part.begin)
             else:
                 _write_archive(raw, part)
             ends.append(raw.tell())
         raw.flush()
+        if len(ends) > 1:
+            raw.write(gzip.compress(sha256_file(target).encode(), mtime=0))
+            raw.flush()
         os.fsync(raw.fileno())
-    pack: dict[str, Any] = {"sha256": sha256_file(target), "size": ends[-1]}
+    pack: dict[str, Any] = {"sha256": sha256_file(target), "size": target.stat().st_size}
     if len(ends) > 1:
         pack["head"] = {"size": ends[0], "sha256": sha256_file(target, ends[0])}
+        pack["end"] = ends[-1]
     return pack
+
+
+def _copy(source: IO[bytes], target: IO[bytes], size: int) -> None:
+    while block := source.read(min(CHUNK, size)):
+        target.write(block)
+        size -= len(block)
+    if size:
+        raise ReleaseError(f"{source.name} is shorter than it was")
 
 
 def _write_archive(raw: IO[bytes], entries: Iterable[Entry]) -> None:

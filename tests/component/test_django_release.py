@@ -272,7 +272,9 @@ def test_a_release_with_the_same_packages_brings_only_its_own(site: Site, nginx:
     assert "compile" not in second["durations"]
     new = second["packs"]["release"]
     assert new["head"]["environment"] == head["environment"]
-    host.run(f"cmp <(tail -c +{head['size'] + 1} {whole['path']}) <(tail -c +{new['head']['size'] + 1} {new['path']})")
+    for pack in (whole, new):
+        host.run(f"tail -c +{pack['head']['size'] + 1} {pack['path']} | head -c -100 > {TOP}/{pack['sha256']}")
+    host.run(f"cmp {TOP}/{whole['sha256']} {TOP}/{new['sha256']}")
     assert site.upload()["changed"]
     # What the node does not need it does not read.
     there = f"{TOP}/static/releases/{new['file']}"

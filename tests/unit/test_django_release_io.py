@@ -148,8 +148,14 @@ def test_packing_and_unpacking(tmp_path: Path) -> None:
     first = files.write_pack(two, files.tree_entries(tree, "s/"), files.tree_entries(other, "o/"))
     size = packed[0]["size"]
     assert first["head"] == packed[0]
-    assert files.write_pack(three, files.tree_entries(tree, "s/"), (two, size)) == first
+    given = files.Slice(two, size, first["end"])
+    assert files.write_pack(three, files.tree_entries(tree, "s/"), given) == first
     assert two.read_bytes() == three.read_bytes()
+    # What an upload asks for, the end, differs where anything before it does.
+    files.write_pack(three, files.tree_entries(tree, "t/"), given)
+    assert files.local_state(two)[1] != files.local_state(three)[1]
+    with pytest.raises(files.ReleaseError, match="shorter"):
+        files.write_pack(three, [], files.Slice(two, size, first["size"] + 1))
     for position, names in ((0, ["s"]), (size, ["o", "o/z"])):
         place = tmp_path / f"part-{position}"
         place.mkdir()
