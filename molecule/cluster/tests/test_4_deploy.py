@@ -80,16 +80,22 @@ def migration(operation: str) -> str:
 NULLABLE = 'migrations.AddField("Entry", "colour", models.CharField(max_length=5, null=True))'
 
 
-def test_deploy_and_rollback_lose_no_request(lab: Lab, user: str) -> None:
+def test_deploy_and_rollback_lose_no_request(lab: Lab, user: str, tmp_path: Path) -> None:
     before = releases(lab)
+    # One that changes nothing: the tests after this one know the tables as they are.
+    project = changed_example(tmp_path, "guestbook/migrations/0003_nothing.py", migration(""))
+    wanted = ("-e", f"django_project={project}", "-e", "django_version=next")
     with running(lab.load(user, rate=40, seconds=400, mix=MIX, slow_seconds=3)) as load:
-        there = lab.playbook("-e", "django_version=next", playbook=DEPLOY)
+        there = lab.playbook(*wanted, playbook=DEPLOY)
         after = releases(lab)
-        again = lab.playbook("-e", "django_version=next", playbook=DEPLOY)
+        again = lab.playbook(*wanted, playbook=DEPLOY)
         back = lab.playbook(playbook=ROLLBACK)
     assert there.returncode == 0, there.output[-3000:]
     assert back.returncode == 0, back.output[-3000:]
     assert {name.rsplit("-", 1)[0] for name in after} == {"next"}
+    assert lab.sql("db1", "SELECT count(*) FROM django_migrations WHERE name = '0003_nothing'") == "1"
+    # Django is not started once more only to find that there is nothing to migrate.
+    assert ["Apply the migrations" in run.output for run in (there, again)] == [True, False]
     assert not again.changed, again.changed_tasks
     assert releases(lab) == before
     assert nothing_failed(load)
