@@ -169,3 +169,6 @@ def test_an_email_is_sent_with_tls_and_a_password(lab: Lab, told: Monitor) -> No
         assert "FROM alerts@" in mail
     finally:
         lab.ssh(HOST, f"systemctl stop mails; rm -f {TRUSTED} /run/mail.*; update-ca-certificates --fresh >/dev/null")
+    # Alertmanager goes on with an alert whose rule is gone until it has heard nothing of it for minutes.
+    assert converge(lab, **TOLD).returncode == 0
+    wait_until(lambda: "Posted" not in told.firing(), 600, "the alert is over", 5)
