@@ -226,7 +226,7 @@ class Lab:
 
     def sql(self, host: str, query: str, database: str = "postgres") -> str:
         """Ask one PostgreSQL server as its superuser; one value, or the rows with | between the columns."""
-        return self.ssh(host, f"runuser -u postgres -- psql -qAtX {database}", query).strip()
+        return self.ssh(host, f"runuser -u postgres -- psql -qAtX -v ON_ERROR_STOP=1 {database}", query).strip()
 
     def manage(self, host: str, python: str) -> str:
         """Run Python inside the project on one node."""

@@ -93,7 +93,7 @@ def test_deploy_and_rollback_lose_no_request(lab: Lab, user: str, tmp_path: Path
     assert there.returncode == 0, there.output[-3000:]
     assert back.returncode == 0, back.output[-3000:]
     assert {name.rsplit("-", 1)[0] for name in after} == {"next"}
-    assert lab.sql("db1", "SELECT count(*) FROM django_migrations WHERE name = '0003_nothing'") == "1"
+    assert lab.sql("db1", "SELECT count(*) FROM django_migrations WHERE name = '0003_nothing'", "django") == "1"
     # Django is not started once more only to find that there is nothing to migrate.
     assert ["Apply the migrations" in run.output for run in (there, again)] == [True, False]
     assert not again.changed, again.changed_tasks
@@ -161,7 +161,7 @@ def test_a_release_that_cannot_run_leaves_the_old_one_serving(
         run = lab.playbook("-e", f"django_project={project}", "-e", f"django_version={version}", playbook=DEPLOY)
     assert run.returncode != 0
     assert reason in run.output[-4000:], run.output[-4000:]
-    assert lab.sql("db1", "SELECT count(*) FROM pg_attribute WHERE attname = 'colour'") == "0"
+    assert lab.sql("db1", "SELECT count(*) FROM pg_attribute WHERE attname = 'colour'", "django") == "0"
     assert releases(lab) == before
     assert out_of_service(lab) == set()
     assert nothing_failed(load)
@@ -188,7 +188,7 @@ def test_a_migration_that_gets_no_lock_leaves_the_old_release_serving(lab: Lab, 
             lab.sql("db1", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
     assert run.returncode != 0
     assert "lock timeout" in run.output[-4000:], run.output[-4000:]
-    assert lab.sql("db1", "SELECT count(*) FROM pg_attribute WHERE attname = 'colour'") == "0"
+    assert lab.sql("db1", "SELECT count(*) FROM pg_attribute WHERE attname = 'colour'", "django") == "0"
     assert releases(lab) == before
     assert nothing_failed(load)
 
