@@ -540,9 +540,7 @@ class Installer:
             shutil.rmtree(target)
             hidden.unlink()
             raise ReleaseError(problem)
-        environment = str(release.get("environment", ""))
-        if not is_environment(environment):
-            raise ReleaseError(f"{pack.name} was made by another version of Flotilla: deploy that version anew")
+        environment = str(release["environment"])
         if not self.has_environment(environment):
             self._install_environment(environment, pack, head)
         (target / "venv").symlink_to(environment_link(environment))

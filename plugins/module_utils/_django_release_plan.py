@@ -318,7 +318,9 @@ def pack_problem(release: Mapping[str, Any], host: Host, name: str) -> str:
     """Say why a pack cannot be installed here, or ''."""
     wanted = (release.get("python"), release.get("arch"))
     if wanted == (host.python, host.arch):
-        return ""
+        if is_environment(str(release.get("environment", ""))):
+            return ""
+        return f"release {release.get('id')} was made by another version of Flotilla: deploy that version anew"
     return (
         f"release {release.get('id')} was built for Python {wanted[0]} on {wanted[1]} (Debian {release.get('debian')}),"
         f" and {name} has Python {host.python} on {host.arch} (Debian {host.debian}):"

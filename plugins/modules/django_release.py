@@ -15,7 +15,7 @@ description:
     O(home), beside the one that runs. It holds C(source/), C(venv), C(static/) with the manifests of the static
     files, if there are any, C(requirements.txt) and C(release.json).
   - C(venv) points at a virtual environment below C(environments), which all releases with the same packages share. A
-    node that has it fetches only what is the release's own, for most projects a hundredth of the archive.
+    node that has it fetches only what is the release's own, the first part of the archive.
   - The node needs no compiler and no package registry. The packages are installed from the archive, each wheel
     checked against its hash, and compiled by the system's Python. Nothing of the release is run, and everything
     belongs to root.

@@ -201,7 +201,7 @@ packs:
 release:
   description: What C(release.json) says; C(id), C(version), C(python), C(arch), C(debian), C(django),
     C(settings_module), C(wsgi_application) (as gunicorn wants it), C(manage), C(python_path), C(static_url),
-    C(static_files).
+    C(static_files), C(environment).
   returned: success
   type: dict
 removed:

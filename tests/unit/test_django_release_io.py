@@ -156,12 +156,11 @@ def test_packing_and_unpacking(tmp_path: Path) -> None:
     assert files.local_state(two)[1] != files.local_state(three)[1]
     with pytest.raises(files.ReleaseError, match="shorter"):
         files.write_pack(three, [], files.Slice(two, size, first["size"] + 1))
-    for position, names in ((0, ["s"]), (size, ["o", "o/z"])):
+    for position, name in ((0, "s"), (size, "o")):
         place = tmp_path / f"part-{position}"
         place.mkdir()
         files.unpack(two, place, position=position)
-        found = sorted(path.relative_to(place).as_posix() for path in place.rglob("*"))
-        assert found[: len(names)] == names
+        assert [path.name for path in place.iterdir()] == [name]
 
 
 @pytest.mark.parametrize("case", ["parent", "absolute", "through a link", "device"])
