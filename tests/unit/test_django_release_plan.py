@@ -283,7 +283,8 @@ def test_pruning(keep: int, protected: list[str], removed: list[str]) -> None:
     ],
 )
 def test_a_pack_for_another_machine_is_refused(release: dict[str, str], refused: bool) -> None:
-    assert bool(plan.pack_problem(release, HOST, "app2")) is refused
+    assert bool(plan.pack_problem({**release, "environment": "0" * 16}, HOST, "app2")) is refused
+    assert plan.pack_problem(release, HOST, "app2"), "without an environment, as archives once were"
 
 
 def test_dealing_out() -> None:
