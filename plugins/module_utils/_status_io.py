@@ -21,6 +21,8 @@ from ansible_collections.flotilla.django.plugins.module_utils._status_host_plan 
 
 # Shares of a second that a socket which is not there is asked again.
 CONNECT_TIMEOUT = 0.3
+# Seconds less that a part has than all together, and that a request has than its part.
+SPARE, SPARE_OF_PART = 0.5, 0.3
 DRAINED = Path("/etc/keepalived/drained")
 LOCK = Path("/var/lib/flotilla/deploy.json")
 POSTGRESQL = Path("/usr/lib/postgresql")
@@ -29,9 +31,14 @@ POSTGRESQL = Path("/usr/lib/postgresql")
 class Patience:
     """The time that is left for all parts together; a part that hangs must not take the answers of the others along."""
 
-    def __init__(self, seconds: float, part: float) -> None:
+    def __init__(self, seconds: float, part: float | None = None) -> None:
         self._end = time.monotonic() + seconds
-        self._part = part
+        self._part = seconds - SPARE if part is None else part
+
+    @property
+    def of_request(self) -> float:
+        """Seconds for a request that nobody said more about."""
+        return self._part - SPARE_OF_PART
 
     def read(self, reader: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What a reader found, or why it found nothing."""
@@ -65,6 +72,11 @@ def alarm(seconds: float) -> Iterator[None]:
 
 def run(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+def there(path: str) -> str:
+    """A file's path, or nothing where there is none."""
+    return path if Path(path).exists() else ""
 
 
 # --- every host ------------------------------------------------------------------------------------------------------
@@ -157,7 +169,7 @@ def read_django(params: Mapping[str, Any]) -> dict[str, Any]:
     web = seen.units["django.service"]
     path = f"{params['health_path']}/deep"
     status, body = still(
-        lambda: runtime_io.ask(params["address"], params["port"], path, params["timeout"], params["ca_file"])
+        lambda: runtime_io.ask(params["address"], params["port"], path, params["timeout"], there(params["ca_file"]))
     )
     return {
         "units": {name: unit.active_state for name, unit in seen.units.items()},
@@ -201,7 +213,12 @@ def read_redis(params: Mapping[str, Any]) -> dict[str, Any]:
     from ansible_collections.flotilla.django.plugins.module_utils import _redis_plan as redis_plan
 
     own = {"name": params["name"], "address": params["address"]}
-    login = (params["user"], params["password"], params["timeout"], redis_io.tls_of(params["ca_file"], plain_too=False))
+    login = (
+        params["user"],
+        params["password"],
+        params["timeout"],
+        redis_io.tls_of(there(params["ca_file"]), plain_too=False),
+    )
     node = redis_io.ask(own, params["port"], *login)
     found = {**asdict(node), "memory_bytes": None, "memory_limit_bytes": None, "sentinel": {}}
     if node.state == redis_plan.UP:
@@ -271,9 +288,11 @@ READERS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
 }
 
 
-def read(parts: Mapping[str, Mapping[str, Any]], names: Sequence[str], patience: Patience) -> dict[str, Any]:
+def read(tiers: Mapping[str, Mapping[str, Any]], patience: Patience) -> dict[str, Any]:
     """All parts of this host, by tier, and the host itself."""
+    names = [name for options in tiers.values() for name in options.get("units", [])]
     found = {"host": patience.read(lambda: read_host(names))}
-    for tier, params in parts.items():
-        found[tier] = patience.read(lambda tier=tier, params=params: READERS[tier](params))  # type: ignore[misc]
+    for tier, options in tiers.items():
+        timed = {**options, "timeout": options.get("timeout") or patience.of_request}
+        found[tier] = patience.read(lambda tier=tier, timed=timed: READERS[tier](timed))  # type: ignore[misc]
     return found

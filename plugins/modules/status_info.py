@@ -30,142 +30,149 @@ options:
     type: float
     default: 5.0
   part_timeout:
-    description: Seconds that one part may take.
+    description: Seconds that one part may take. By default half a second less than O(timeout).
     type: float
-    default: 4.5
-  units:
-    description: Units of systemd whose state is wanted.
-    type: list
-    elements: str
-    default: []
-  haproxy:
-    description: Read a balancer.
+  tiers:
+    description: What is read, by the tiers that the host belongs to.
     type: dict
+    default: {}
     suboptions:
-      socket:
-        description: Its admin socket.
-        type: str
-        default: /run/haproxy/admin.sock
-      master_socket:
-        description: The socket of its master process, for the sessions of old workers.
-        type: str
-        default: /run/haproxy-master.sock
-  django:
-    description: Read a Django node, and the lock of deploys if it stands there.
-    type: dict
-    suboptions:
-      home:
-        description: Where the releases are.
-        type: path
-        default: /srv/django
-      address:
-        description: The address that gunicorn listens at.
-        type: str
-        required: true
-      port:
-        description: Its port.
-        type: int
-        default: 8000
-      health_path:
-        description: The health address; its thorough sibling C(/deep) is asked.
-        type: str
-        default: /-/health
-      timeout:
-        description: Seconds to wait for it.
-        type: float
-        default: 4.2
-      ca_file:
-        description: File with the authority that signed its certificate. Without it no TLS is spoken.
-        type: str
-        default: ""
-  nginx_static:
-    description: Read a static server.
-    type: dict
-    suboptions:
-      address:
-        description: The address that Nginx listens at.
-        type: str
-        required: true
-      port:
-        description: Its port.
-        type: int
-        default: 8080
-      health_path:
-        description: The health address.
-        type: str
-        default: /-/health
-      timeout:
-        description: Seconds to wait for it.
-        type: float
-        default: 2.0
-  postgresql:
-    description: Read a member of the database tier.
-    type: dict
-    suboptions:
-      cluster:
-        description: Name of the cluster.
-        type: str
-        default: main
-      port:
-        description: Its port.
-        type: int
-        default: 5432
-      socket_directory:
-        description: Where its local socket is.
-        type: path
-        default: /var/run/postgresql
-  redis:
-    description: Read a member of the Redis tier.
-    type: dict
-    suboptions:
-      name:
-        description: Its name.
-        type: str
-        required: true
-      address:
-        description: Its address.
-        type: str
-        required: true
-      port:
-        description: Its port.
-        type: int
-        default: 6379
-      sentinel_port:
-        description: The port of its Sentinel. 0 means that there is none.
-        type: int
-        default: 26379
-      user:
-        description: A user who may ask for everything.
-        type: str
-        required: true
-      password:
-        description: That user's password.
-        type: str
-        required: true
-      ca_file:
-        description: File with the authority that signed its certificate. Without it no TLS is spoken.
-        type: str
-        default: ""
-      timeout:
-        description: Seconds to wait for an answer.
-        type: float
-        default: 2.0
-  prometheus:
-    description: Ask for the alerts that fire.
-    type: dict
-    suboptions:
-      alertmanager_url:
-        description: Where Alertmanager answers.
-        type: str
-        default: http://127.0.0.1:9093
-      prometheus_url:
-        description: Where Prometheus answers, asked when Alertmanager does not.
-        type: str
-        default: http://127.0.0.1:9090
-      timeout:
-        description: Seconds to wait for an answer.
-        type: float
-        default: 1.5
+      haproxy:
+        description: Read a balancer.
+        type: dict
+        suboptions:
+          units:
+            description: Units of systemd whose state is wanted.
+            type: list
+            elements: str
+            default: [haproxy.service, keepalived.service]
+          socket:
+            description: Its admin socket.
+            type: str
+            default: /run/haproxy/admin.sock
+          master_socket:
+            description: The socket of its master process, for the sessions of old workers.
+            type: str
+            default: /run/haproxy-master.sock
+      django:
+        description: Read a Django node, and the lock of deploys if it stands there.
+        type: dict
+        suboptions:
+          home:
+            description: Where the releases are.
+            type: path
+            default: /srv/django
+          address:
+            description: The address that gunicorn listens at.
+            type: str
+            required: true
+          port:
+            description: Its port.
+            type: int
+            default: 8000
+          health_path:
+            description: The health address; its thorough sibling C(/deep) is asked.
+            type: str
+            default: /-/health
+          timeout:
+            description: Seconds to wait for it. By default 0.3 less than O(part_timeout).
+            type: float
+          ca_file:
+            description: File with the authority that signed its certificate. Where there is no such file, no TLS is spoken.
+            type: path
+            default: /etc/django/ca.pem
+      nginx_static:
+        description: Read a static server.
+        type: dict
+        suboptions:
+          units:
+            description: Units of systemd whose state is wanted.
+            type: list
+            elements: str
+            default: [nginx.service]
+          address:
+            description: The address that Nginx listens at.
+            type: str
+            required: true
+          port:
+            description: Its port.
+            type: int
+            default: 8080
+          health_path:
+            description: The health address.
+            type: str
+            default: /-/health
+          timeout:
+            description: Seconds to wait for it. By default 0.3 less than O(part_timeout).
+            type: float
+      postgresql:
+        description: Read a member of the database tier.
+        type: dict
+        suboptions:
+          cluster:
+            description: Name of the cluster.
+            type: str
+            default: main
+          port:
+            description: Its port.
+            type: int
+            default: 5432
+          socket_directory:
+            description: Where its local socket is.
+            type: path
+            default: /var/run/postgresql
+      redis:
+        description: Read a member of the Redis tier.
+        type: dict
+        suboptions:
+          name:
+            description: Its name.
+            type: str
+            required: true
+          address:
+            description: Its address.
+            type: str
+            required: true
+          port:
+            description: Its port.
+            type: int
+            default: 6379
+          sentinel_port:
+            description: The port of its Sentinel. 0 means that there is none.
+            type: int
+            default: 26379
+          user:
+            description: A user who may ask for everything.
+            type: str
+            required: true
+          password:
+            description: That user's password.
+            type: str
+            required: true
+          ca_file:
+            description: File with the authority that signed its certificate. Where there is no such file, no TLS is spoken.
+            type: path
+            default: /etc/redis/flotilla-ca.pem
+          timeout:
+            description: Seconds to wait for an answer.
+            type: float
+            default: 2.0
+      prometheus:
+        description: Ask for the alerts that fire.
+        type: dict
+        suboptions:
+          alertmanager_url:
+            description: Where Alertmanager answers.
+            type: str
+            default: http://127.0.0.1:9093
+          prometheus_url:
+            description: Where Prometheus answers, asked when Alertmanager does not.
+            type: str
+            default: http://127.0.0.1:9090
+          timeout:
+            description: Seconds to wait for an answer.
+            type: float
+            default: 1.5
 seealso:
   - module: flotilla.django.status_report
 """
@@ -173,8 +180,8 @@ seealso:
 EXAMPLES = r"""
 - name: Ask a balancer
   flotilla.django.status_info:
-    units: [haproxy.service, keepalived.service]
-    haproxy: {}
+    tiers:
+      haproxy: {}
   register: __status_seen
 """
 
@@ -197,28 +204,27 @@ def argument_spec() -> dict[str, Any]:
     def options(**found: dict[str, Any]) -> dict[str, Any]:
         return {"type": "dict", "options": found}
 
+    def units(*names: str) -> dict[str, Any]:
+        return {"type": "list", "elements": "str", "default": list(names)}
+
     health: dict[str, Any] = {
         "address": {"type": "str", "required": True},
         "health_path": {"type": "str", "default": "/-/health"},
+        "timeout": {"type": "float"},
     }
-    return {
-        "timeout": {"type": "float", "default": 5.0},
-        "part_timeout": {"type": "float", "default": 4.5},
-        "units": {"type": "list", "elements": "str", "default": []},
+    tiers = {
         "haproxy": options(
+            units=units("haproxy.service", "keepalived.service"),
             socket={"type": "str", "default": "/run/haproxy/admin.sock"},
             master_socket={"type": "str", "default": "/run/haproxy-master.sock"},
         ),
         "django": options(
             home={"type": "path", "default": "/srv/django"},
             port={"type": "int", "default": 8000},
-            timeout={"type": "float", "default": 4.2},
-            ca_file={"type": "str", "default": ""},
+            ca_file={"type": "path", "default": "/etc/django/ca.pem"},
             **health,
         ),
-        "nginx_static": options(
-            port={"type": "int", "default": 8080}, timeout={"type": "float", "default": 2.0}, **health
-        ),
+        "nginx_static": options(units=units("nginx.service"), port={"type": "int", "default": 8080}, **health),
         "postgresql": options(
             cluster={"type": "str", "default": "main"},
             port={"type": "int", "default": 5432},
@@ -231,7 +237,7 @@ def argument_spec() -> dict[str, Any]:
             sentinel_port={"type": "int", "default": 26379},
             user={"type": "str", "required": True},
             password={"type": "str", "required": True, "no_log": True},
-            ca_file={"type": "str", "default": ""},
+            ca_file={"type": "path", "default": "/etc/redis/flotilla-ca.pem"},
             timeout={"type": "float", "default": 2.0},
         ),
         "prometheus": options(
@@ -239,6 +245,11 @@ def argument_spec() -> dict[str, Any]:
             prometheus_url={"type": "str", "default": "http://127.0.0.1:9090"},
             timeout={"type": "float", "default": 1.5},
         ),
+    }
+    return {
+        "timeout": {"type": "float", "default": 5.0},
+        "part_timeout": {"type": "float"},
+        "tiers": {"type": "dict", "default": {}, "options": tiers},
     }
 
 
@@ -253,9 +264,10 @@ def specification() -> dict[str, Any]:
 def main() -> None:
     module = AnsibleModule(**specification())
     params = module.params
-    parts = {tier: params[tier] for tier in io.READERS if params[tier] is not None}
+    tiers = {tier: params["tiers"].get(tier) for tier in io.READERS}
+    asked = {tier: options for tier, options in tiers.items() if options is not None}
     patience = io.Patience(params["timeout"], params["part_timeout"])
-    module.exit_json(changed=False, answers=io.read(parts, params["units"], patience))
+    module.exit_json(changed=False, answers=io.read(asked, patience))
 
 
 if __name__ == "__main__":

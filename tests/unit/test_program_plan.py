@@ -6,12 +6,14 @@ from __future__ import annotations
 import ast
 import json
 import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from ansible.plugins.loader import action_loader
 from ansible_collections.flotilla.django.plugins.action import lean
 from ansible_collections.flotilla.django.plugins.module_utils import _program_plan as plan
 
@@ -97,3 +99,9 @@ def test_who_is_routed_has_no_action_of_its_own(module: str) -> None:
     assert ROUTED[module] == {"action_plugin": "flotilla.django.lean"}
     assert (ROOT / f"plugins/modules/{module}.py").is_file()
     assert not (ROOT / f"plugins/action/{module}.py").exists()
+
+
+def test_what_every_host_runs_is_compiled_before_each_of_them_gets_a_process() -> None:
+    # Ansible asks for the action of a task's own name first, and makes the processes then.
+    assert action_loader.get("flotilla.django.status_info", class_only=True) is not None
+    assert f"{plan.PLUGINS}.modules.status_info" in sys.modules

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +52,34 @@ def test_a_program_that_hangs_is_interrupted() -> None:
 
 def test_a_part_that_fails_says_why() -> None:
     assert "No such file" in io.Patience(1.0, 1.0).read(fail)["error"]
+
+
+def test_a_part_has_a_little_less_than_all_and_a_request_less_than_that() -> None:
+    assert "within 0.5 s" in io.Patience(1.0).read(hang)["error"]
+    assert io.Patience(5.0).of_request == pytest.approx(4.2)
+    assert io.Patience(15.0, 12.0).of_request == pytest.approx(11.7)
+
+
+def test_each_tier_brings_its_units_and_gets_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(io, "read_host", lambda names: {"asked": list(names)})
+    for tier in ("haproxy", "django", "nginx_static"):
+        monkeypatch.setitem(io.READERS, tier, lambda options: dict(options))
+    tiers = {
+        "haproxy": {"units": ["a", "b"]},
+        "django": {"timeout": None},
+        "nginx_static": {"units": ["c"], "timeout": 1},
+    }
+    found = io.read(tiers, io.Patience(5.0))
+    assert found["host"] == {"asked": ["a", "b", "c"]}
+    assert found["django"]["timeout"] == pytest.approx(4.2)
+    assert found["nginx_static"] == {"units": ["c"], "timeout": 1}
+
+
+def test_an_authority_that_has_no_file_is_none(tmp_path: Path) -> None:
+    authority = tmp_path / "ca.pem"
+    assert io.there(str(authority)) == ""
+    authority.write_text("...")
+    assert io.there(str(authority)) == str(authority)
 
 
 @contextmanager
