@@ -78,7 +78,7 @@ options:
             description: Seconds to wait for it. By default 0.3 less than O(part_timeout).
             type: float
           ca_file:
-            description: File with the authority that signed its certificate. Where there is no such file, no TLS is spoken.
+            description: File with the authority that signed its certificate. Without such a file no TLS is spoken.
             type: path
             default: /etc/django/ca.pem
       nginx_static:
@@ -150,7 +150,7 @@ options:
             type: str
             required: true
           ca_file:
-            description: File with the authority that signed its certificate. Where there is no such file, no TLS is spoken.
+            description: File with the authority that signed its certificate. Without such a file no TLS is spoken.
             type: path
             default: /etc/redis/flotilla-ca.pem
           timeout:

@@ -64,15 +64,16 @@ def test_each_tier_brings_its_units_and_gets_its_options(monkeypatch: pytest.Mon
     monkeypatch.setattr(io, "read_host", lambda names: {"asked": list(names)})
     for tier in ("haproxy", "django", "nginx_static"):
         monkeypatch.setitem(io.READERS, tier, lambda options: dict(options))
-    tiers = {
+    static = {"units": ["c"], "timeout": 1}
+    tiers: dict[str, dict[str, Any]] = {
         "haproxy": {"units": ["a", "b"]},
         "django": {"timeout": None},
-        "nginx_static": {"units": ["c"], "timeout": 1},
+        "nginx_static": static,
     }
     found = io.read(tiers, io.Patience(5.0))
     assert found["host"] == {"asked": ["a", "b", "c"]}
     assert found["django"]["timeout"] == pytest.approx(4.2)
-    assert found["nginx_static"] == {"units": ["c"], "timeout": 1}
+    assert found["nginx_static"] == static
 
 
 def test_an_authority_that_has_no_file_is_none(tmp_path: Path) -> None:
