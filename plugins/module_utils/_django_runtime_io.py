@@ -4,14 +4,10 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
-import ssl
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ansible_collections.flotilla.django.plugins.module_utils._django_runtime_plan import (
@@ -22,6 +18,7 @@ from ansible_collections.flotilla.django.plugins.module_utils._django_runtime_pl
     release_of,
     telling_lines,
 )
+from ansible_collections.flotilla.django.plugins.module_utils._health_io import ask, get
 
 UNIT_DIRECTORY = Path("/etc/systemd/system")
 SHOWN = "Id,ActiveState,MainPID,InactiveExitTimestampMonotonic,UnitFileState,NeedDaemonReload"
@@ -146,6 +143,8 @@ class Node:
         """Ask for the paths, all at once, so that every worker loads what it loads with its first request."""
         if not paths:
             return
+        from concurrent.futures import ThreadPoolExecutor  # dear to import, and seldom wanted
+
         headers = {"Host": host, "X-Forwarded-Proto": "https"}
         with ThreadPoolExecutor(len(paths)) as pool:
             problems = list(pool.map(lambda path: _problem(address, port, path, headers, timeout, self.ca_file), paths))
@@ -182,51 +181,7 @@ def _changed_at(path: str) -> float | None:
         return None
 
 
-def _connection(address: str, port: int, timeout: float, ca_file: str) -> http.client.HTTPConnection:
-    """Plain without an authority; with one the service has to prove that the address is its own."""
-    if not ca_file:
-        return http.client.HTTPConnection(address, port, timeout=timeout)
-    return http.client.HTTPSConnection(
-        address, port, timeout=timeout, context=ssl.create_default_context(cafile=ca_file)
-    )
-
-
-def _get(
-    address: str,
-    port: int,
-    path: str,
-    headers: Mapping[str, str] | None = None,
-    timeout: float = 10,
-    ca_file: str = "",
-) -> tuple[int, bytes, str]:
-    """Status and body of an answer that was read to its end; or 0, nothing and the error."""
-    try:
-        connection = _connection(address, port, timeout, ca_file)
-    except OSError as error:
-        return 0, b"", f"{ca_file}: {error}"
-    try:
-        connection.request("GET", path, headers=headers or {})
-        response = connection.getresponse()
-        return response.status, response.read(), ""
-    except (OSError, http.client.HTTPException) as error:
-        return 0, b"", f"{type(error).__name__}: {error}"
-    finally:
-        connection.close()
-
-
 def _problem(address: str, port: int, path: str, headers: Mapping[str, str], timeout: float, ca_file: str = "") -> str:
     """Empty when a page was answered with less than 500."""
-    status, _body, error = _get(address, port, path, headers, timeout, ca_file)
+    status, _body, error = get(address, port, path, headers, timeout, ca_file)
     return error or (f"HTTP {status}" if status >= 500 else "")
-
-
-def ask(host: str, port: int, path: str, timeout: float = 10, ca_file: str = "") -> tuple[int, dict[str, object]]:
-    """The answer of a health address: its status and body, or 0 and the error."""
-    status, text, error = _get(host, port, path, timeout=timeout, ca_file=ca_file)
-    if error:
-        return 0, {"error": error}
-    try:
-        body = json.loads(text)
-    except ValueError:
-        body = {}
-    return status, body if isinstance(body, dict) else {}

@@ -162,6 +162,7 @@ def still(ask: Callable[[], tuple[int, dict[str, Any]]]) -> tuple[int, dict[str,
 
 def read_django(params: Mapping[str, Any]) -> dict[str, Any]:
     from ansible_collections.flotilla.django.plugins.module_utils import _django_runtime_io as runtime_io
+    from ansible_collections.flotilla.django.plugins.module_utils._health_io import ask
 
     others = sorted(path.name for path in runtime_io.UNIT_DIRECTORY.glob("django-*.service"))
     node = runtime_io.Node(params["home"], "")
@@ -169,7 +170,7 @@ def read_django(params: Mapping[str, Any]) -> dict[str, Any]:
     web = seen.units["django.service"]
     path = f"{params['health_path']}/deep"
     status, body = still(
-        lambda: runtime_io.ask(params["address"], params["port"], path, params["timeout"], there(params["ca_file"]))
+        lambda: ask(params["address"], params["port"], path, params["timeout"], there(params["ca_file"]))
     )
     return {
         "units": {name: unit.active_state for name, unit in seen.units.items()},
@@ -183,9 +184,9 @@ def read_django(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_nginx(params: Mapping[str, Any]) -> dict[str, Any]:
-    from ansible_collections.flotilla.django.plugins.module_utils import _django_runtime_io as runtime_io
+    from ansible_collections.flotilla.django.plugins.module_utils._health_io import ask
 
-    status, body = runtime_io.ask(params["address"], params["port"], params["health_path"], params["timeout"])
+    status, body = ask(params["address"], params["port"], params["health_path"], params["timeout"])
     return {"health": {**body, "status": status}}
 
 
