@@ -10,17 +10,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ansible_collections.flotilla.django.plugins.module_utils._django_node_io import (
+    UNIT_DIRECTORY,
+    linked,
+    running_release,
+    workers,
+)
+from ansible_collections.flotilla.django.plugins.module_utils._django_node_plan import parse_show
 from ansible_collections.flotilla.django.plugins.module_utils._django_runtime_plan import (
     Observed,
     UnitSeen,
     health_problem,
-    parse_show,
-    release_of,
     telling_lines,
 )
 from ansible_collections.flotilla.django.plugins.module_utils._health_io import ask, get
 
-UNIT_DIRECTORY = Path("/etc/systemd/system")
 SHOWN = "Id,ActiveState,MainPID,InactiveExitTimestampMonotonic,UnitFileState,NeedDaemonReload"
 MARK = "[X-Flotilla]"
 POLL_SECONDS = 0.25
@@ -63,7 +67,7 @@ class Node:
                 active_state=values.get("ActiveState", "inactive"),
                 enabled=values.get("UnitFileState") == "enabled",
                 started_at=since_boot + microseconds / 1e6 if pid and microseconds else None,
-                release=self._release_of(pid),
+                release=running_release(pid, str(self._home)),
                 need_daemon_reload=values.get("NeedDaemonReload") == "yes",
             )
         paths = [*restart_on, *(str(UNIT_DIRECTORY / name) for name in units)]
@@ -72,26 +76,13 @@ class Node:
             [path.name for path in UNIT_DIRECTORY.glob(self._unit_glob) if _is_ours(path)] if self._unit_glob else []
         )
         return Observed(
-            current=self._link("current"),
-            previous=self._link("previous"),
+            current=linked(str(self._home), "current"),
+            previous=linked(str(self._home), "previous"),
             releases=frozenset(path.parent.name for path in releases.glob("*/release.json")),
             units=seen,
             changed_at={path: _changed_at(path) for path in paths},
             stray_units=tuple(sorted(set(stray) - set(units))),
         )
-
-    def _release_of(self, pid: int) -> str | None:
-        try:
-            directory = str(Path(f"/proc/{pid}/cwd").readlink()) if pid else ""
-        except OSError:
-            return None
-        return release_of(directory, str(self._home))
-
-    def _link(self, name: str) -> str | None:
-        try:
-            return (self._home / name).readlink().name
-        except OSError:
-            return None
 
     def switch(self, name: str, release: str | None) -> None:
         """Point a link at a release in one step, or remove it."""
@@ -133,11 +124,7 @@ class Node:
 
     def workers(self, unit: str) -> int:
         """The number of processes that the main process of a unit has started, at least one."""
-        pid = run("systemctl", "show", "-P", "MainPID", unit).strip()
-        try:
-            return max(1, len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
-        except OSError:
-            return 1
+        return workers(int(run("systemctl", "show", "-P", "MainPID", unit).strip() or 0))
 
     def warm_up(self, address: str, port: int, host: str, paths: Sequence[str], timeout: float) -> None:
         """Ask for the paths, all at once, so that every worker loads what it loads with its first request."""

@@ -9,13 +9,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from ansible_collections.flotilla.django.plugins.module_utils import _shell_plan as shell
-from ansible_collections.flotilla.django.plugins.module_utils._django_runtime_io import MARK, SHOWN, UNIT_DIRECTORY
-from ansible_collections.flotilla.django.plugins.module_utils._django_runtime_plan import (
-    Observed,
-    UnitSeen,
-    parse_show,
-    release_of,
-)
+from ansible_collections.flotilla.django.plugins.module_utils._django_node_io import UNIT_DIRECTORY
+from ansible_collections.flotilla.django.plugins.module_utils._django_node_plan import parse_show, release_of
+from ansible_collections.flotilla.django.plugins.module_utils._django_runtime_io import MARK, SHOWN
+from ansible_collections.flotilla.django.plugins.module_utils._django_runtime_plan import Observed, UnitSeen
 
 # The names of unit files that a shell takes as they are meant.
 GLOB = re.compile(r"[A-Za-z0-9@_.*?-]+")

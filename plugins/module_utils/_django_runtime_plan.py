@@ -127,24 +127,6 @@ def _why_restart(unit: UnitSeen, release: str, paths: Sequence[str], seen: Obser
     return f"was started before {', '.join(newer)} changed" if newer else ""
 
 
-def parse_show(text: str) -> dict[str, dict[str, str]]:
-    """The output of `systemctl show -p ... a b c`: a paragraph of NAME=value lines per unit, by Id."""
-    result: dict[str, dict[str, str]] = {}
-    for paragraph in text.split("\n\n"):
-        values = dict(line.split("=", 1) for line in paragraph.splitlines() if "=" in line)
-        if values.get("Id"):
-            result[values["Id"]] = values
-    return result
-
-
-def release_of(directory: str, home: str) -> str | None:
-    """The release in whose directory (of /proc/PID/cwd) a process is."""
-    prefix = f"{home.rstrip('/')}/releases/"
-    if not directory.startswith(prefix):
-        return None
-    return directory[len(prefix) :].split("/", 1)[0].removesuffix(" (deleted)") or None
-
-
 def health_problem(status: int, body: Mapping[str, object], release: str) -> str:
     """Empty when the deep health address answered as the wanted release does, else what is wrong."""
     answered = str(body.get("release", ""))

@@ -161,23 +161,24 @@ def still(ask: Callable[[], tuple[int, dict[str, Any]]]) -> tuple[int, dict[str,
 
 
 def read_django(params: Mapping[str, Any]) -> dict[str, Any]:
-    from ansible_collections.flotilla.django.plugins.module_utils import _django_runtime_io as runtime_io
+    from ansible_collections.flotilla.django.plugins.module_utils import _django_node_io as node_io
+    from ansible_collections.flotilla.django.plugins.module_utils._django_node_plan import parse_show
     from ansible_collections.flotilla.django.plugins.module_utils._health_io import ask
 
-    others = sorted(path.name for path in runtime_io.UNIT_DIRECTORY.glob("django-*.service"))
-    node = runtime_io.Node(params["home"], "")
-    seen = node.observe(["django.service", *others], [])
-    web = seen.units["django.service"]
+    names = ["django.service", *sorted(path.name for path in node_io.UNIT_DIRECTORY.glob("django-*.service"))]
+    shown = parse_show(run("systemctl", "show", "-p", "Id,ActiveState,MainPID", *names))
+    pid = int(shown.get("django.service", {}).get("MainPID") or 0)
+    release = node_io.running_release(pid, params["home"])
     path = f"{params['health_path']}/deep"
     status, body = still(
         lambda: ask(params["address"], params["port"], path, params["timeout"], there(params["ca_file"]))
     )
     return {
-        "units": {name: unit.active_state for name, unit in seen.units.items()},
-        "release": web.release,
-        "current": seen.current,
-        "previous": seen.previous,
-        "workers": node.workers("django.service") if web.release else 0,
+        "units": {name: shown.get(name, {}).get("ActiveState", "inactive") for name in names},
+        "release": release,
+        "current": node_io.linked(params["home"], "current"),
+        "previous": node_io.linked(params["home"], "previous"),
+        "workers": node_io.workers(pid) if release else 0,
         "health": {**body, "status": status},
         "lock": json.loads(LOCK.read_text(encoding="utf-8")) if LOCK.exists() else {},
     }

@@ -6,14 +6,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from ansible_collections.flotilla.django.plugins.module_utils._django_node_plan import parse_show, release_of
 from ansible_collections.flotilla.django.plugins.module_utils._django_runtime_plan import (
     Observed,
     Plan,
     UnitSeen,
     health_problem,
     make_plan,
-    parse_show,
-    release_of,
     telling_lines,
     validate,
 )
