@@ -38,6 +38,7 @@ OWN_VARIABLES = frozenset(
     {
         *SECRETS,
         "cluster_address",
+        "cluster_addresses",
         "cluster_build_address",
         "cluster_ca_directory",
         "cluster_ca_name",

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible_collections.flotilla.django.plugins.filter import cluster as filters
 from ansible_collections.flotilla.django.plugins.module_utils import _cluster_plan as cluster
 from cryptography import x509
@@ -448,3 +450,24 @@ def test_balancers_share_what_they_agree_on() -> None:
         first, second = ({**shared, variable: value} for value in values)
         found = problems(two, lb1=first, lb2=second)
         assert found == [f"{variable}: differs between the balancers, wants one value for all of the group haproxy"]
+
+
+def told(tasks: Any) -> Iterator[str]:
+    """The names of variables that tasks leave behind: facts and registered results."""
+    if isinstance(tasks, list):
+        for task in tasks:
+            yield from told(task)
+    elif isinstance(tasks, dict):
+        yield from tasks.get("ansible.builtin.set_fact", {})
+        yield from filter(None, [tasks.get("register")])
+        for value in tasks.values():
+            yield from told(value)
+
+
+def test_what_a_playbook_leaves_behind_is_no_mistake_when_site_yml_checks_again_in_the_same_run() -> None:
+    playbooks = Path(__file__).resolve().parents[2] / "playbooks"
+    # Those that import site.yml, itself, and the tasks that they share.
+    files = [*playbooks.glob("scale_*.yml"), playbooks / "site.yml", *playbooks.glob("tasks/*.yml")]
+    names = {name for path in files for name in told(yaml.safe_load(path.read_text("utf-8")))}
+    assert "cluster_addresses" in names
+    assert {name for name in names if name.startswith(cluster.PREFIXES)} <= cluster.OWN_VARIABLES
