@@ -142,6 +142,7 @@ def test_a_primary_that_was_killed_is_rewound(tier: Tier) -> None:
     check_all_have_the_same(tier, new)
 
 
+@pytest.mark.full  # in make test the moves of the cluster's primary end like this
 def test_a_primary_that_was_stopped_in_order_just_follows(tier: Tier) -> None:
     old = primary(tier)
     write(tier, old, "handed over")

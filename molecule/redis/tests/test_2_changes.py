@@ -272,6 +272,7 @@ def test_new_passwords(tier: Tier) -> None:
     wait_for(lambda: tier.is_whole(master))
 
 
+@pytest.mark.full  # make test wipes the master, which asks for more
 def test_a_wiped_replica_comes_back(tier: Tier) -> None:
     master = tier.master()
     wiped = others(master)[0]
