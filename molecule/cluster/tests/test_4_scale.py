@@ -85,7 +85,6 @@ def watched(lab: Lab) -> set[str]:
     return set(re.findall(r'host="([^"]+)"', said))
 
 
-@pytest.mark.full
 def test_a_node_comes_and_goes_without_a_failed_request(lab: Lab, user: str, with_app4: Callable[..., Path]) -> None:
     inventory = with_app4("django")
     with nobody_notices(lab, user):

@@ -13,6 +13,9 @@ import pytest
 from tests.cluster import Browser, Lab
 from tests.wagtail import Site, admin_assets, digest, log_in, put_on
 
+# In make test it is put on the whole cluster.
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(scope="module")
 def site(lab: Lab) -> Site:
