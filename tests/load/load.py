@@ -39,6 +39,9 @@ MOST_REQUESTS = 1_000_000
 MOST_SECONDS = 3600.0
 MOST_BODY = 64 * 2**20
 MOST_FAILURES_LISTED = 1000
+# Seconds after which an idle connection is not used again. The balancer closes it after 15
+# (haproxy_timeout_http_keep_alive), and a request that crosses that is lost without anybody's fault.
+MOST_IDLE = 10.0
 POSTS_IN_A_BATCH = 1000  # the site lists at most 10,000 tokens at a time
 KINDS = ("plain", "page", "session", "post", "slow", "static")
 
@@ -112,10 +115,13 @@ class Answer:
 class Connection:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+    idle_since: float = 0.0  # by time.monotonic()
 
     @property
     def usable(self) -> bool:
-        return not self.reader.at_eof() and self.reader.exception() is None and not self.writer.is_closing()
+        young = time.monotonic() - self.idle_since < MOST_IDLE
+        closed = self.reader.at_eof() or self.reader.exception() is not None or self.writer.is_closing()
+        return young and not closed
 
     def close(self) -> None:
         self.writer.close()
@@ -308,6 +314,7 @@ class Client:
             answer, again = await read_answer(connection.reader, method)
         finally:
             if again and keep:
+                connection.idle_since = time.monotonic()
                 self.idle.append(connection)
             else:
                 connection.close()

@@ -265,6 +265,14 @@ def test_a_connection_that_the_site_closed_while_idle_is_no_failure(site: Site) 
     assert (report["sent"], report["failed"]) == (10, 0)
 
 
+def test_a_connection_that_was_idle_for_long_is_not_used_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "MOST_IDLE", 0.2)
+    seldom = send(site, keepalive=1.0, rate=2, seconds=1.5)
+    assert (seldom["sent"], seldom["failed"], seldom["connections"]["used_again"]) == (3, 0, 0)
+    often = send(site, keepalive=1.0, rate=20, seconds=0.5)
+    assert (often["failed"], often["connections"]["used_again"]) == (0, 9)
+
+
 @pytest.mark.parametrize(
     ("fault", "reasons", "found"),
     [
