@@ -103,5 +103,5 @@ def test_who_is_routed_has_no_action_of_its_own(module: str) -> None:
 
 def test_what_every_host_runs_is_compiled_before_each_of_them_gets_a_process() -> None:
     # Ansible asks for the action of a task's own name first, and makes the processes then.
-    assert action_loader.get("flotilla.django.status_info", class_only=True) is not None
-    assert f"{plan.PLUGINS}.modules.status_info" in sys.modules
+    action = action_loader.get("flotilla.django.status_info", class_only=True)
+    assert sys.modules[action.__module__].MODULE is import_module(f"{plan.PLUGINS}.modules.status_info")
