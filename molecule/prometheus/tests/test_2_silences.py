@@ -11,9 +11,14 @@ from tests.cluster import Lab, wait_until
 AMTOOL = "amtool --alertmanager.url=http://127.0.0.1:9093"
 
 
-def raise_alert(lab: Lab, name: str) -> None:
+def raise_alert(lab: Lab, name: str, *more: str) -> None:
     """As Prometheus would, until it is not repeated for some minutes."""
-    lab.ssh(HOST, f"{AMTOOL} alert add {name} severity=warning host=web1")
+    lab.ssh(HOST, " ".join((AMTOOL, "alert add", name, "severity=warning host=web1", *more)))
+
+
+def end_alert(lab: Lab, name: str) -> None:
+    """As Prometheus would: by the time at which it ended."""
+    raise_alert(lab, name, '--end="$(date -u +%FT%TZ)"')
 
 
 def test_a_deploy_silences_what_it_raises_and_one_that_was_killed_is_ended_by_the_next(
@@ -32,6 +37,9 @@ def test_a_deploy_silences_what_it_raises_and_one_that_was_killed_is_ended_by_th
     assert run.returncode == 0, run.output[-3000:]
     assert monitor.silenced_by() == []
     assert "ReleasesDiffer" in monitor.firing()
+    for name in ("ReleasesDiffer", "SiteDown"):
+        end_alert(lab, name)
+    wait_until(lambda: not monitor.firing().keys() & {"ReleasesDiffer", "SiteDown"}, 30, "they are over", 1)
     run = lab.playbook(playbook="playbooks/rollback.yml")
     assert run.returncode == 0, run.output[-3000:]
     assert monitor.silenced_by() == []
