@@ -264,3 +264,22 @@ def test_the_hosts_of_a_play_are_found_without_the_inventorys_variables(path: Pa
     patterns += [topology[name] for name in ("cluster_monitors", "cluster_but")]
     for pattern in patterns:
         assert find_undeclared_variables(parser.parse(pattern)) <= KNOWN_TO_PATTERNS, pattern
+
+
+def variables_of_tasks(node: object) -> set[str]:
+    """The names that `vars:` of tasks set, at any depth of a file of tasks."""
+    if isinstance(node, list):
+        return set().union(*map(variables_of_tasks, node))
+    if not isinstance(node, dict):
+        return set()
+    return set(node.get("vars", {})).union(*map(variables_of_tasks, node.values()))
+
+
+def test_no_task_sets_what_stands_above_the_variables_of_tasks() -> None:
+    """What include_vars read would win, and the task's value be ignored without a word."""
+    (read,) = yaml.safe_load((ROOT / "playbooks/tasks/deploy/settings.yml").read_text(encoding="utf-8"))
+    files = [ROOT / "playbooks/tasks/deploy" / name for name in read["loop"]]
+    names = set().union(*(yaml.safe_load(file.read_text(encoding="utf-8")) for file in files))
+    assert {"__deploy_batch", "__silence_minutes", "__status_timeout"} <= names
+    for path in (*(ROOT / "playbooks/tasks").rglob("*.yml"), *(ROOT / "roles").glob("*/tasks/*.yml")):
+        assert not names & variables_of_tasks(yaml.safe_load(path.read_text(encoding="utf-8"))), path
