@@ -254,7 +254,7 @@ def main() -> int:
     parser.add_argument("--inventory", default="lab", help="its inventory (default: %(default)s)")
     parser.add_argument("--balancer", default="lb1", help="whom monitoring asks (default: %(default)s)")
     parser.add_argument("--duration", type=int, default=8, help="seconds of each load (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of each load (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of loads and of draining deploys (default: %(default)s)")
     parser.add_argument(
         "--rate", type=float, default=40, help="requests a second during deploys (default: %(default)s)"
     )
@@ -278,7 +278,7 @@ def main() -> int:
             4 * arguments.rounds,
         )
     if arguments.only in {None, "deploys"}:
-        deploys.run(lab, results.add, arguments.rate)
+        deploys.run(lab, results.add, arguments.rate, arguments.rounds)
     moves: Moves = {}
     if arguments.only in {None, "switchover", "patroni"}:
         moves |= switchover(lab, results, arguments.rounds)

@@ -53,11 +53,9 @@ class Method:
 
 OURS = Method("d. deploy.yml", "playbooks/deploy.yml", "TASK [Switch a batch]", "TASK [Write the audit line]")
 COMMUNITY = Method("c. community.general.haproxy", "tests/bench/deploy_community.yml")
-METHODS = [
+QUICK = [
     Method("a. restart of all at once", "tests/bench/deploy_restart.yml"),
     Method("b. HUP one after another", "tests/bench/deploy_hup.yml"),
-    COMMUNITY,
-    OURS,
 ]
 
 
@@ -249,26 +247,32 @@ def print_table(rows: Sequence[Row]) -> None:
     print(flush=True)
 
 
-def compare(lab: Lab, add: Add, rate: float) -> str:
-    """The four ways one after another, each from the same state. Returns the release from which they began."""
+def compare(lab: Lab, add: Add, rate: float, rounds: int) -> str:
+    """The four ways one after another, each from the same state. Returns the release from which they began.
+
+    The two that drain take turns, also in who begins: a run's time is noisy by a quarter.
+    """
     user = lab.make_user("bench")
     before = settled(lab)
     play(lab, "tests/bench/deploy_stage.yml", "-e", f"django_version={VERSION}")
-    rows: dict[str, Row] = {}
-    for method in METHODS:
+    turns = [method for number in range(rounds) for method in ((COMMUNITY, OURS), (OURS, COMMUNITY))[number % 2]]
+    rows = []
+    for method in [*QUICK, *turns]:
         restore(lab, before)
-        rows[method.name] = measure(lab, method, user, rate)
-    print_table(list(rows.values()))
-    ours, community = rows[OURS.name], rows[COMMUNITY.name]
-    add(
-        "deploy: requests that failed, of those sent", f"{ours.failed} / {ours.sent}", f"{ours.failed}", not ours.failed
-    )
+        rows.append(measure(lab, method, user, rate))
+    print_table(rows)
+    ours, community = ([row for row in rows if row.method is method] for method in (OURS, COMMUNITY))
+    failed, sent = sum(row.failed for row in ours), sum(row.sent for row in ours)
+    add("deploy: requests that failed, of those sent", f"{failed} / {sent}", f"{failed}", not failed)
+    soak = statistics.mean(row.soak for row in ours)
+    whole, whole_of_theirs = (statistics.mean(row.whole for row in part) for part in (ours, community))
+    switch, switch_of_theirs = (statistics.mean(row.switch for row in part) / len(NODES) for part in (ours, community))
     # Only deploy.yml watches each node for some seconds before it goes on to the next.
     for name, mine, theirs in [
-        ("whole playbook", ours.whole, community.whole),
-        ("whole without the soak", ours.whole - ours.soak, community.whole),
-        ("switch of a node", ours.switch / len(NODES), community.switch / len(NODES)),
-        ("the same without the soak", (ours.switch - ours.soak) / len(NODES), community.switch / len(NODES)),
+        ("whole playbook", whole, whole_of_theirs),
+        ("whole without the soak", whole - soak, whole_of_theirs),
+        ("switch of a node", switch, switch_of_theirs),
+        ("the same without the soak", switch - soak / len(NODES), switch_of_theirs),
     ]:
         figures = f"{mine:.1f} s / {theirs:.1f} s"
         add(f"deploy: {name}, in community.general's", figures, f"{mine / theirs:.2f}", mine <= theirs)
@@ -383,5 +387,5 @@ def sizes(lab: Lab, add: Add, before: str) -> None:
         f"{more:.1f}", more <= NODE_LIMIT)  # fmt: skip
 
 
-def run(lab: Lab, add: Add, rate: float) -> None:
-    sizes(lab, add, compare(lab, add, rate))
+def run(lab: Lab, add: Add, rate: float, rounds: int) -> None:
+    sizes(lab, add, compare(lab, add, rate, rounds))
