@@ -254,7 +254,9 @@ def main() -> int:
     parser.add_argument("--inventory", default="lab", help="its inventory (default: %(default)s)")
     parser.add_argument("--balancer", default="lb1", help="whom monitoring asks (default: %(default)s)")
     parser.add_argument("--duration", type=int, default=8, help="seconds of each load (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of loads and of draining deploys (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds of loads and of draining deploys (default: %(default)s)"
+    )
     parser.add_argument(
         "--rate", type=float, default=40, help="requests a second during deploys (default: %(default)s)"
     )
