@@ -27,7 +27,7 @@ from ansible_collections.flotilla.django.plugins.module_utils._health_io import 
 
 SHOWN = "Id,ActiveState,MainPID,InactiveExitTimestampMonotonic,UnitFileState,NeedDaemonReload"
 MARK = "[X-Flotilla]"
-POLL_SECONDS = 0.25
+POLL_SECONDS = 0.1
 # Read of the journal before the telling lines are chosen: several attempts of several units, tracebacks included.
 JOURNAL_LINES = 2000
 

@@ -148,7 +148,7 @@ class Wish:
     timeout: float = 60.0
     ready_timeout: float = 60.0
     connect_timeout: float = 5.0
-    poll: float = 0.2
+    poll: float = 0.1
     drained_samples: int = 3
     soak: float = 0.0
     soak_errors: str = "0"

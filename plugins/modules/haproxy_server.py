@@ -117,7 +117,7 @@ options:
   poll:
     description: How often, in seconds, to look while waiting.
     type: float
-    default: 0.2
+    default: 0.1
   drained_samples:
     description: How many times in a row there must be no session.
     type: int
@@ -274,7 +274,7 @@ def argument_spec() -> dict[str, Any]:
         "ready_timeout": {"type": "float", "default": 60.0},
         "soak": {"type": "float", "default": 0.0},
         "soak_errors": {"type": "str", "default": "0"},
-        "poll": {"type": "float", "default": 0.2},
+        "poll": {"type": "float", "default": 0.1},
         "drained_samples": {"type": "int", "default": 3},
     }
 
