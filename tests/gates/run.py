@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Runs the stages of a set, two at a time, and sums up: run.py [--list] SET...
 
-The scenario `cluster` runs last, because it measures times under load: beside it run only stages that start no daemon,
-one at a time and with what it leaves of the processors.
+The tests of the scenario `cluster` run last, because they measure times under load: beside them run only stages that
+start no daemon, one at a time and with what they leave of the processors. Its hosts are made and converged before that,
+beside the other scenarios.
 
 Sets: lint, package, unit, component, molecule; fast (lint, unit, component), all (every one), full (all, with the tests
 marked `full` and every scenario on both Debian releases). `molecule:redis` is one scenario.
@@ -46,6 +47,7 @@ LONGEST = (
     "molecule:postgresql",
     "molecule:redis",
     "component",
+    "molecule:cluster:made",
     "molecule:single",
     "molecule:haproxy",
     "molecule:django",
@@ -140,6 +142,20 @@ def scenarios() -> list[str]:
     return sorted(names, key=lambda name: (name in ("single", "cluster"), name == "cluster", name))
 
 
+def _in_two(stage: Stage, name: str) -> list[Stage]:
+    """What `molecule test` does, as two stages. The hosts stay between them if they were made well."""
+    molecule = f"{BIN / 'molecule'} %s -s {name}"
+    make = " && ".join(molecule % step for step in ("destroy", "converge", "idempotence"))
+    return [
+        replace(
+            stage,
+            name=stage.name.replace(":debian", ":made:debian"),
+            command=("sh", "-c", f"{make} || {{ {molecule % 'destroy'}; exit 1; }}"),
+        ),
+        replace(stage, command=("sh", "-c", f"{molecule % 'verify'}; code=$?; {molecule % 'destroy'}; exit $code")),
+    ]
+
+
 def molecule(full: bool, only: str | None = None) -> list[Stage]:
     stages = []
     for name in scenarios():
@@ -153,7 +169,8 @@ def molecule(full: bool, only: str | None = None) -> list[Stage]:
                 environment["PYTEST_ADDOPTS"] = "-m 'full or not full'"
             label = f"molecule:{name}:debian{release}"
             minutes = (180 if full else 60) if name == "cluster" else (60 if full else 30)
-            stages.append(Stage(label, _tool("molecule", "test", "-s", name), minutes, environment))
+            stage = Stage(label, _tool("molecule", "test", "-s", name), minutes, environment)
+            stages += [stage] if full or name != "cluster" else _in_two(stage, name)
     return stages
 
 
@@ -199,7 +216,7 @@ def _count_junit(result: Result) -> None:
 
 
 def _count_molecule(result: Result) -> None:
-    """The scenario (made, converged, idempotent, removed) counts as one, its testinfra tests as what they are."""
+    """Making, converging and removing count as one, the scenario's testinfra tests as what they are."""
     text = COLOUR.sub("", result.stage.log.read_text(encoding="utf-8", errors="replace"))
     for line in COUNT.findall(text):
         for number, word in re.findall(r"(\d+) (passed|failed|error|skipped)", line):

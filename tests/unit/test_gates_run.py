@@ -92,6 +92,41 @@ def test_the_cluster_runs_last_and_with_no_other_daemons_and_no_lab_is_used_twic
     assert names_in_turns("unit", *both)[2:] == [["molecule:cluster:debian13", "unit"], ["molecule:cluster:debian12"]]
 
 
+@pytest.fixture
+def cluster(tmp_path: Path) -> None:
+    (tmp_path / "molecule/cluster").mkdir(parents=True)
+    (tmp_path / "molecule/cluster/molecule.yml").touch()
+
+
+def test_the_cluster_is_made_beside_the_other_scenarios(cluster: None) -> None:
+    stages = [stage for stage in run.molecule(full=False) if "cluster" in stage.name]
+    made, tested = (stage.name for stage in stages)
+    assert names_in_turns(tested, made, "molecule:django:debian13") == [[made, "molecule:django:debian13"], [tested]]
+    assert all(stage.has_daemons for stage in stages)
+    assert len([stage for stage in run.molecule(full=True) if "cluster" in stage.name]) == 2
+
+
+@pytest.mark.parametrize(
+    ("fails", "done", "codes"),
+    [
+        ("", ["destroy", "converge", "idempotence", "verify", "destroy"], [0, 0]),
+        ("idempotence", ["destroy", "converge", "idempotence", "destroy", "verify", "destroy"], [1, 0]),
+        ("verify", ["destroy", "converge", "idempotence", "verify", "destroy"], [0, 1]),
+    ],
+)
+def test_a_scenario_in_two_stages_leaves_no_hosts(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, done: list[str], codes: list[int]
+) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "molecule").write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/done; [ "$1" != "{fails}" ]\n')
+    (tools / "molecule").chmod(0o755)
+    monkeypatch.setattr(run, "BIN", tools)
+    parts = [stage for stage in run.molecule(full=False) if "cluster" in stage.name]
+    assert [result.code for part in parts for result in results(part)] == codes
+    assert (tmp_path / "done").read_text().splitlines() == [f"{step} -s cluster" for step in done]
+
+
 def test_what_runs_beside_the_cluster_takes_what_it_leaves() -> None:
     stages = [run.Stage(name, ("true",)) for name in ("molecule:cluster:debian13", "component", "unit")]
     commands = {stage.name: stage.command for turn in run.in_turns(stages) for stage in turn}

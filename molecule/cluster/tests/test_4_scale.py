@@ -85,6 +85,8 @@ def watched(lab: Lab) -> set[str]:
     return set(re.findall(r'host="([^"]+)"', said))
 
 
+# molecule/prometheus/tests/test_6_scale.py is the daily one, with fewer hosts.
+@pytest.mark.full
 def test_a_node_comes_and_goes_without_a_failed_request(lab: Lab, user: str, with_app4: Callable[..., Path]) -> None:
     inventory = with_app4("django")
     with nobody_notices(lab, user):
