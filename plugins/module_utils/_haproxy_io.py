@@ -542,7 +542,7 @@ class Operation:
                 self.sessions_cut = max(0, total - sum(still.values()))
                 self.notes.append(f"sessions that could not be cut: {self._describe(still)}")
                 break
-            self.clock.sleep(self.wish.poll)
+            self.clock.sleep(min(self.wish.poll, 0.1))
         self.notes.append(f"{self.sessions_cut} sessions were cut after {self.wish.timeout:g} s")
 
     def _note_unchecked(self) -> None:

@@ -258,7 +258,7 @@ def test_a_release_from_source_to_node(site: Site, nginx: None) -> None:
 
 def test_a_release_with_the_same_packages_brings_only_its_own(site: Site, nginx: None) -> None:
     host = site.host
-    # What an earlier test built may stay, and saves minutes: these packages need no second build.
+    # What the test before built may stay: the same packages need no second build.
     first = site.build(keep=1)
     assert site.upload()["changed"]
     assert site.install(first)["installed"]
