@@ -169,3 +169,45 @@ def tool() -> ModuleType:
 def test_the_time_of_idle_connections_is_read_from_the_balancer(tool: ModuleType, value: str, seconds: float) -> None:
     text = render("haproxy", "haproxy.cfg.j2", {"haproxy_timeout_http_keep_alive": value})
     assert tool.keep_alive_seconds(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("line", "waits"),
+    [
+        ("ESTAB      0 0 192.0.2.10:443 198.51.100.7:50000", True),
+        ("ESTAB      0 900 192.0.2.10:443 198.51.100.7:50000 timer:(on,12sec,6)", True),
+        ("CLOSE-WAIT 0 0 192.0.2.10:443 198.51.100.7:50000", True),
+        ("SYN-RECV   0 0 192.0.2.10:443 198.51.100.7:50000 timer:(on,200ms,0)", True),
+        ("SYN-RECV   0 0 192.0.2.10:443 198.51.100.7:50000 timer:(on,1.2sec,1)", False),
+        ("FIN-WAIT-1 0 1449 [2001:db8::10]:443 [2001:db8::7]:50000 timer:(on,204ms,0)", True),
+        ("FIN-WAIT-1 0 1449 192.0.2.10:443 198.51.100.7:50000 timer:(on,54sec,9)", False),
+        ("LAST-ACK   0 1 192.0.2.10:443 198.51.100.7:50000 timer:(on,204ms,1)", True),
+        ("FIN-WAIT-2 0 0 192.0.2.10:443 198.51.100.7:50000 timer:(timewait,54sec,0)", False),
+        ("TIME-WAIT  0 0 192.0.2.10:443 198.51.100.7:50000 timer:(timewait,54sec,0)", False),
+        ("LISTEN     0 4096 192.0.2.10:443 0.0.0.0:*", False),
+    ],
+)
+def test_a_client_that_still_lacks_something_is_waited_for(tool: ModuleType, line: str, waits: bool) -> None:
+    assert tool.connected(f"{line}\n") == waits
+
+
+@pytest.mark.parametrize("last", [0, 3])
+def test_the_door_is_closed_while_the_address_goes(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, last: int
+) -> None:
+    """Also where nobody was connected at the first look: somebody may come in before the address is gone."""
+    done: list[str] = []
+    left = iter([last] * last + [0] * 100)
+    config = tmp_path / "haproxy.cfg"
+    config.write_text("timeout http-keep-alive 10ms\n")
+    monkeypatch.setattr(tool, "HAPROXY_CONFIG", config)
+    monkeypatch.setattr(tool, "DRAINED", tmp_path / "drained")
+    monkeypatch.setattr(tool, "HANDOVER", 0)
+    monkeypatch.setattr(tool, "held", lambda addresses: addresses)
+    monkeypatch.setattr(tool, "haproxy", lambda command: "")
+    monkeypatch.setattr(tool, "haproxy_answers", lambda: True)
+    monkeypatch.setattr(tool, "connections", lambda addresses: next(left))
+    for name in ("drop_new", "open_again", "give_up"):
+        monkeypatch.setattr(tool, name, lambda *_, name=name: done.append(name))
+    assert tool.drain([SHARED], timeout=5, force=False)
+    assert done == ["drop_new", "give_up", "open_again"]

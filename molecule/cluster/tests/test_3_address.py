@@ -105,6 +105,25 @@ def test_a_drained_holder_gives_the_address_up_without_a_failed_request(lab: Lab
     assert holder(lab) == other(first), "a balancer that comes back does not take the address"
 
 
+@pytest.mark.full
+def test_twenty_moves_on_request_lose_nothing(lab: Lab, user: str) -> None:
+    """What comes in while the address goes is lost without a sound: the door has to be closed, whoever knocks when."""
+    address = lab.shared_address()
+    tool = "/usr/local/lib/flotilla/shared-address"
+    for number in range(20):
+        first = holder(lab)
+        mix = MIX if number % 5 else {**MIX, "slow": 1.0}
+        with running(lab.load(user, rate=RATE, seconds=60, mix=mix, deadline=12)) as load:
+            time.sleep(2)
+            try:
+                lab.ssh(first, f"{tool} drain --timeout 60 {address}")
+                time.sleep(2)
+            finally:
+                lab.ssh(first, f"{tool} undrain {address}")
+        assert load.report["failures"] == [], number
+        assert holder(lab) == other(first)
+
+
 def test_a_reload_and_a_drained_node_leave_the_address_where_it_is(lab: Lab, user: str) -> None:
     first = holder(lab)
     with running(lab.load(user, rate=RATE, seconds=8, mix=MIX, deadline=8)) as load:

@@ -10,14 +10,15 @@ A connection lives on the balancer that accepted it, so the address moves when t
 1. HAProxy ends each connection with its next answer; idle ones end by themselves within the keep-alive time.
 2. New connections are dropped in silence for at most two seconds, while the last requests end. Their clients knock
    again after one second, and by then the next holder opens. The kernel forgets the rule if this program dies.
-3. keepalived is told, and this waits until the address is gone.
+3. With the door still closed keepalived is told, and this waits until the address is gone: a connection that came in
+   after the last look would die with it. The door stays closed until the next holder has it: hosts that forward packets
+   would send those for the address back and forth, and the client would hear that there is no way.
 When requests take longer, the door is opened again and 2. is tried again, until the time is over.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import ipaddress
 import json
 import re
@@ -31,9 +32,13 @@ ADMIN_SOCKET = "/run/haproxy/admin.sock"
 HAPROXY_CONFIG = Path("/etc/haproxy/haproxy.cfg")
 DRAINED = Path("/etc/keepalived/drained")
 TABLE = "inet flotilla_shared_address"
-FRONTENDS = ("http", "https")
 HOLD = 2.0  # seconds; the second knock of a client comes after 1, the third after 3
 PAUSE = 3.0  # between two attempts
+GIVE_UP = 5.0  # seconds that keepalived has
+HANDOVER = 0.5  # seconds that the next holder has
+# States of a connection in which its client still lacks something, as `ss` calls them, each with how many times the kernel
+# sends again before the client is taken to be gone. Of one whose answer is not written yet HAProxy decides that.
+OPEN = {"ESTAB": None, "CLOSE-WAIT": None, "SYN-RECV": 1, "FIN-WAIT-1": 2, "LAST-ACK": 2, "CLOSING": 2}
 
 
 def run(*command: str, stdin: str = "", check: bool = True) -> str:
@@ -52,10 +57,25 @@ def haproxy(command: str) -> str:
     return answer.decode()
 
 
-def connections() -> int:
-    """The clients that are connected to the site."""
-    rows = csv.DictReader(haproxy("show stat").lstrip("# ").splitlines())
-    return sum(int(row["scur"]) for row in rows if row["svname"] == "FRONTEND" and row["pxname"] in FRONTENDS)
+def connected(sockets: str) -> int:
+    """How many connections of `ss --options` have a client that waits for something.
+
+    The kernel is asked and not HAProxy, which knows none that is being made and none whose answer it has handed over.
+    """
+    count = 0
+    for line in sockets.splitlines():
+        state = line.split()[0]
+        if state in OPEN:
+            limit = OPEN[state]
+            sent_again = re.search(r"timer:\(on,[^,)]*,(\d+)\)", line)
+            count += limit is None or sent_again is None or int(sent_again[1]) < limit
+    return count
+
+
+def connections(addresses: list[str]) -> int:
+    """The clients that are connected to the site at these addresses."""
+    local = " or ".join(f"src [{item}]" if ":" in item else f"src {item}" for item in addresses)
+    return connected(run("ss", "--no-header", "--tcp", "--numeric", "--all", "--options", f"( {local} )"))
 
 
 def close_connections(wanted: bool) -> None:
@@ -73,16 +93,16 @@ def keep_alive_seconds(config: str) -> float:
 
 
 def drop_new(addresses: list[str]) -> None:
-    """Drop new connections to the addresses, for at most HOLD seconds whatever happens to this program."""
+    """Drop new connections to the addresses until open_again(), or for some seconds if this program dies."""
     rules, elements = "", ""
     for name, version in (("ip", 4), ("ip6", 6)):
         wanted = [item for item in addresses if ipaddress.ip_address(item).version == version]
         if wanted:
-            lasting = ", ".join(f"{item} timeout {int(HOLD)}s" for item in wanted)
+            lasting = ", ".join(f"{item} timeout {int(HOLD + GIVE_UP)}s" for item in wanted)
             elements += f"set {name}_closed {{ type ipv{version}_addr; flags timeout; elements = {{ {lasting} }}; }}\n"
             rules += f"{name} daddr @{name}_closed tcp flags & (syn | ack) == syn drop\n"
     open_again()
-    chain = f"chain input {{ type filter hook input priority raw; policy accept;\n{rules} }}"
+    chain = f"chain closed {{ type filter hook prerouting priority raw; policy accept;\n{rules} }}"
     run("nft", "-f", "-", stdin=f"table {TABLE} {{\n{elements}{chain}\n}}\n")
 
 
@@ -98,11 +118,11 @@ def held(addresses: list[str]) -> list[str]:
     return [item for item in addresses if item in here]
 
 
-def ended(seconds: float) -> bool:
+def ended(addresses: list[str], seconds: float) -> bool:
     """Whether no client is connected any more, twice in a row, within the time."""
     deadline, quiet = time.monotonic() + seconds, 0
     while time.monotonic() < deadline:
-        quiet = quiet + 1 if connections() == 0 else 0
+        quiet = quiet + 1 if connections(addresses) == 0 else 0
         if quiet == 2:
             return True
         time.sleep(0.05)
@@ -112,11 +132,11 @@ def ended(seconds: float) -> bool:
 def give_up(addresses: list[str]) -> None:
     """Tell keepalived, and wait until the addresses are gone."""
     DRAINED.write_text("1\n")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + GIVE_UP
     while left := held(addresses):
         if time.monotonic() > deadline:
             DRAINED.write_text("0\n")
-            raise RuntimeError(f"keepalived did not give up {', '.join(left)} within 5 seconds: does it run?")
+            raise RuntimeError(f"keepalived did not give up {', '.join(left)} within {GIVE_UP:g} seconds: does it run?")
         time.sleep(0.01)
 
 
@@ -129,9 +149,10 @@ def drain(addresses: list[str], timeout: float, force: bool) -> bool:
         return True
     try:
         close_connections(True)
-        if not ended(keep_alive_seconds(HAPROXY_CONFIG.read_text()) + 1):
-            wait_for_the_last(addresses, timeout, force)
+        ended(addresses, keep_alive_seconds(HAPROXY_CONFIG.read_text()) + 1)
+        wait_for_the_last(addresses, timeout, force)
         give_up(addresses)
+        time.sleep(HANDOVER)
     finally:
         open_again()
         close_connections(False)
@@ -143,14 +164,14 @@ def wait_for_the_last(addresses: list[str], timeout: float, force: bool) -> None
     deadline = time.monotonic() + timeout
     while True:
         drop_new(addresses)
-        # The rest of the time is for the next holder to take over.
-        if ended(HOLD - 0.8):
+        # The rest of the time is for giving up and for the next holder.
+        if ended(addresses, HOLD - 0.8):
             return
         if time.monotonic() >= deadline:
             if force:
                 return
             raise RuntimeError(
-                f"{connections()} connections had not ended after {timeout:g} s; nothing was moved. "
+                f"{connections(addresses)} connections had not ended after {timeout:g} s; nothing was moved. "
                 "drain_timeout waits longer, drain_on_timeout=shutdown cuts them"
             )
         open_again()
