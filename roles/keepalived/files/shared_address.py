@@ -36,8 +36,8 @@ HOLD = 2.0  # seconds; the second knock of a client comes after 1, the third aft
 PAUSE = 3.0  # between two attempts
 GIVE_UP = 5.0  # seconds that keepalived has
 HANDOVER = 0.5  # seconds that the next holder has
-# States of a connection in which its client still lacks something, as `ss` calls them, each with how many times the kernel
-# sends again before the client is taken to be gone. Of one whose answer is not written yet HAProxy decides that.
+# States of a connection in which its client still lacks something, as `ss` calls them, each with how many times the
+# kernel sends again before the client is taken to be gone. Of one whose answer is not written yet HAProxy decides that.
 OPEN = {"ESTAB": None, "CLOSE-WAIT": None, "SYN-RECV": 1, "FIN-WAIT-1": 2, "LAST-ACK": 2, "CLOSING": 2}
 
 
