@@ -2,8 +2,8 @@
 """Runs the stages of a set, two at a time, and sums up: run.py [--list] SET...
 
 The tests of the scenario `cluster` run last, because they measure times under load: beside them run only stages that
-start no daemon, one at a time and with what they leave of the processors. Its hosts are made and converged before that,
-beside the other scenarios.
+start no daemon, one at a time and with what they leave of the processors. Before that, beside the other scenarios, its
+hosts are made and converged, and tests run that are marked `quiet`: they measure nothing under load.
 
 Sets: lint, package, unit, component, molecule; fast (lint, unit, component), all (every one), full (all, with the tests
 marked `full` and every scenario on both Debian releases). `molecule:redis` is one scenario.
@@ -44,10 +44,10 @@ FULL_ONLY = ("tls",)
 LONGEST = (
     "molecule:cluster",
     "molecule:prometheus",
+    "molecule:cluster:made",
+    "component",
     "molecule:postgresql",
     "molecule:redis",
-    "component",
-    "molecule:cluster:made",
     "molecule:single",
     "molecule:haproxy",
     "molecule:django",
@@ -143,18 +143,24 @@ def scenarios() -> list[str]:
 
 
 def _in_two(stage: Stage, name: str) -> list[Stage]:
-    """What `molecule test` does, as two stages. The lab stays between them if it was made well."""
+    """What `molecule test` does, as two stages. Between them the lab stays if it was made well, whatever a test found."""
     destroy, converge, idempotence, verify = (
         f"molecule {step} -s {name}" for step in ("destroy", "converge", "idempotence", "verify")
+    )
+    quiet, others = (
+        {**stage.environment, "PYTEST_ADDOPTS": f"-m '{marks} and not full'"} for marks in ("quiet", "not quiet")
     )
     return [
         replace(
             stage,
             name=stage.name.replace(":debian", ":made:debian"),
-            command=("sh", "-c", f"{destroy} && {converge} && {idempotence} || {{ {destroy}; exit 1; }}"),
+            command=("sh", "-c", f"{destroy} && {converge} && {idempotence} || {{ {destroy}; exit 1; }}; {verify}"),
+            environment=quiet,
         ),
         replace(
-            stage, command=("sh", "-c", f"test -d .lab/molecule-{name} && {verify}; code=$?; {destroy}; exit $code")
+            stage,
+            command=("sh", "-c", f"test -d .lab/molecule-{name} && {verify}; code=$?; {destroy}; exit $code"),
+            environment=others,
         ),
     ]
 
