@@ -143,7 +143,7 @@ def scenarios() -> list[str]:
 
 
 def _in_two(stage: Stage, name: str) -> list[Stage]:
-    """What `molecule test` does, as two stages. Between them the lab stays if it was made well, whatever a test found."""
+    """What `molecule test` does, as two stages. A lab that was made well stays between them, whatever a test found."""
     destroy, converge, idempotence, verify = (
         f"molecule {step} -s {name}" for step in ("destroy", "converge", "idempotence", "verify")
     )
