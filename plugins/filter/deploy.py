@@ -72,12 +72,18 @@ def deploy_rollback_target(nodes: Sequence[str], hostvars: Mapping[str, Any], wa
 
 
 def deploy_rows(
-    nodes: Sequence[str], hostvars: Mapping[str, Any], balancers: Sequence[str], phase: str, waited: float
+    nodes: Sequence[str],
+    hostvars: Mapping[str, Any],
+    balancers: Sequence[str],
+    phase: str,
+    waited: float,
+    former: Sequence[str] = (),
 ) -> dict[str, dict[str, Any]]:
-    """What the registered results of one batch say, by node."""
+    """What the registered results of one batch say, by node; also how long the batch before was watched meanwhile."""
     drained = [hostvars[name].get("__deploy_drained") or {} for name in balancers]
     readied = [hostvars[name].get("__deploy_readied") or {} for name in balancers]
-    found = {}
+    soaked = max((float(result.get("soaked", 0)) for result in drained), default=0.0)
+    found: dict[str, dict[str, Any]] = {node: {"soak": soaked} for node in former if soaked}
     for node in nodes:
         facts = hostvars[node]
         switched = (facts.get("__django_activation") or {}).get("seconds", 0)

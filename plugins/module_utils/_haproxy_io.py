@@ -13,7 +13,7 @@ import stat
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from ansible_collections.flotilla.django.plugins.module_utils._haproxy_plan impo
     DRAIN,
     MAINT,
     READY,
+    Back,
     Key,
     Process,
     Refused,
@@ -51,12 +52,17 @@ class WorkerAwayError(Exception):
 class Clock(Protocol):
     def monotonic(self) -> float: ...
 
+    def time(self) -> float: ...
+
     def sleep(self, seconds: float) -> None: ...
 
 
 class RealClock:
     def monotonic(self) -> float:
         return time.monotonic()
+
+    def time(self) -> float:
+        return time.time()
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -300,6 +306,10 @@ class Operation:
         self.notes: list[str] = []
         self.sessions_cut = 0
         self.soaked = 0.0
+        # Servers that came back, here or in an earlier run, and are watched by this one.
+        self.watched: dict[Target, Back] = {}
+        # Those that came back and are not watched yet.
+        self.unwatched: list[Back] = []
         self.sessions_left: int | None = None
         self.targets: list[Target] = []
         self.before: dict[Target, Server] = {}
@@ -320,6 +330,9 @@ class Operation:
         if leaves:
             self.notes += attach_master(self.balancers, self.master_socket)
         self.now = [balancer.read(leaves) for balancer in self.balancers]
+        names = {balancer.name for balancer in self.balancers}
+        if unknown := sorted({back.socket for back in self.wish.watch} - names):
+            raise Refused(f"watch has servers on {', '.join(unknown)}, wants those on {', '.join(sorted(names))}")
         for at, (balancer, snapshot) in enumerate(zip(self.balancers, self.now, strict=True)):
             keys = plan.select(snapshot.servers, self.wish.backends, self.wish.servers, balancer.name)
             plan.check_possible(snapshot.servers, keys, self.wish, balancer.name)
@@ -328,6 +341,11 @@ class Operation:
                 self.targets.append(target)
                 self.before[target] = snapshot.servers[key]
                 self.wanted[target] = snapshot.servers[key].admin
+            self.watched |= {
+                Target(at, (back.backend, back.server)): back
+                for back in self.wish.watch
+                if back.socket == balancer.name
+            }
             servers = [snapshot.servers[key] for key in keys]
             writes = any(plan.goal(server, self.wish) != self._mine(server) for server in servers)
             if writes and snapshot.level != "admin":
@@ -404,14 +422,15 @@ class Operation:
             leaves = self.wish.wait and self.wish.state in (DRAIN, MAINT)
             if leaves and self._wait_until_drained() and self.wish.state == MAINT:
                 self._set(self.targets, MAINT)
+            self._watch()
         except (HaproxyError, Refused) as error:
             raise HaproxyError(f"{error}{self._restore()}") from error
         if self.wish.state == READY and self.wish.proof:
             self._note_unchecked()
             if self.wish.wait:
                 self._wait_until_ready()
-        if self.wish.state == READY and self.wish.soak and self.wrote:
-            self._soak()
+        if self.wish.state == READY and self.wrote:
+            self._note_back()
         if self.wrote or self.wish.wait:
             self.settle()
 
@@ -490,6 +509,7 @@ class Operation:
                 if target in totals and not reloaded and total > totals[target]:
                     more[target] = more.get(target, 0) + total - totals[target]
                 totals[target] = total
+            self._still_watching()
             left = self._left()
             quiet = 0 if left or reloaded else quiet + 1
             if quiet >= self.wish.drained_samples:
@@ -581,28 +601,51 @@ class Operation:
         ]
         return f"not healthy after {self.wish.ready_timeout:g} s: {'; '.join(reasons)}"
 
-    def _soak(self) -> None:
-        """Watches what the servers that came back make of their first requests."""
-        back = [target for target, server in self.before.items() if server.admin != READY]
-        began = self.clock.monotonic()
-        deadline = began + self.wish.soak
+    def _note_back(self) -> None:
+        """Watches what the servers that came back make of their first requests, or leaves that to a later run."""
         self._look()
-        then = {target: self.server(target) for target in back}
-        while back:
-            if self._look():  # The counters begin anew with a new process.
-                then = {target: self.server(target) for target in back}
-            over = self.clock.monotonic() >= deadline
-            problems = [
-                f"{problem} on {self.balancers[target.at].name}"
-                for target in back
-                if (problem := plan.soak_problem(then[target], self.server(target), self.wish.soak_errors, over))
-            ]
-            if problems:
-                raise HaproxyError(f"{'; '.join(problems)}; soak_errors allows {self.wish.soak_errors}")
-            self.soaked = self.clock.monotonic() - began
-            if over:
-                return
+        back = {
+            target: self._back(target)
+            for target, server in self.before.items()
+            if server.admin != READY and self.server(target).admin == READY
+        }
+        if self.wish.soak:
+            self.watched = back
+            self._watch()
+        else:
+            self.unwatched = list(back.values())
+
+    def _back(self, target: Target) -> Back:
+        server, process = self.server(target), self.now[target.at].process
+        return Back(
+            self.balancers[target.at].name,
+            *target.key,
+            round(self.clock.time(), 3),
+            f"{process.pid} {process.started}",
+            server.errors,
+            server.responses,
+        )
+
+    def _watch(self) -> None:
+        while self._still_watching():
             self.clock.sleep(self.wish.poll)
+            self._look()
+
+    def _still_watching(self) -> bool:
+        """False when the time is over for all that are watched. Fails when one of them fails too many requests."""
+        problems, going = [], False
+        for target, then in self.watched.items():
+            now = self._back(target)
+            if now.worker != then.worker:  # The counters began anew with it.
+                self.watched[target] = then = replace(now, at=then.at)
+            self.soaked = max(self.soaked, now.at - then.at)
+            over = now.at >= then.at + self.wish.soak
+            going |= not over
+            if problem := plan.soak_problem(then, self.server(target), self.wish.soak_errors, over):
+                problems.append(f"{problem} on {self.balancers[target.at].name}")
+        if problems:
+            raise HaproxyError(f"{'; '.join(problems)}; soak_errors allows {self.wish.soak_errors}")
+        return going
 
     # --- the result
 
@@ -638,6 +681,7 @@ class Operation:
             "sessions_left": left if self.sessions_left is None else self.sessions_left,
             "sessions_cut": self.sessions_cut,
             "soaked": round(self.soaked, 3),
+            "back": [asdict(back) for back in self.unwatched],
             "seconds": round(self.clock.monotonic() - self.started, 3),
             "notes": self.notes,
             "diff": {what: "".join(_line(row, what) for row in rows) for what in ("before", "after")},

@@ -135,6 +135,19 @@ class Process:
 
 
 @dataclass(frozen=True)
+class Back:
+    """A server that came back, and what its counters said then."""
+
+    socket: str
+    backend: str
+    server: str
+    at: float  # seconds since 1970
+    worker: str  # with another one the counters begin anew
+    errors: int
+    responses: int
+
+
+@dataclass(frozen=True)
 class Wish:
     """What is asked for, checked."""
 
@@ -152,6 +165,7 @@ class Wish:
     drained_samples: int = 3
     soak: float = 0.0
     soak_errors: str = "0"
+    watch: tuple[Back, ...] = ()
 
     def __post_init__(self) -> None:
         check_names("servers", self.servers)
@@ -162,6 +176,8 @@ class Wish:
             weight_of(self.weight, 1)
         enough(self.min_healthy, 1)
         errors_allowed(self.soak_errors, 0)
+        if self.watch and self.state not in (DRAIN, MAINT):
+            raise Refused(f"watch is for state=drain and state=maint, not for state={self.state or 'none'}")
         for option in ("timeout", "ready_timeout", "connect_timeout", "soak"):
             value = getattr(self, option)
             if not 0 <= value < float("inf"):
@@ -483,9 +499,9 @@ def describe_old_worker(pid: int, sessions: Mapping[Key, int], keys: Iterable[Ke
 SOAK_EARLY = 5
 
 
-def soak_problem(before: Server, now: Server, soak_errors: str, over: bool) -> str:
+def soak_problem(then: Back, now: Server, soak_errors: str, over: bool) -> str:
     """What is wrong with a server that has just come back, from its counters then and now; empty when nothing is."""
-    errors, responses = now.errors - before.errors, now.responses - before.responses
+    errors, responses = now.errors - then.errors, now.responses - then.responses
     if errors <= errors_allowed(soak_errors, max(responses, errors)) or (not over and errors < SOAK_EARLY):
         return ""
     sent = max(responses, errors)

@@ -106,6 +106,7 @@ options:
     description:
       - How long, in seconds, to watch servers that came back to V(ready). V(0) does not watch.
       - The module fails when more of their requests fail than O(soak_errors) allows, and leaves them in V(ready).
+      - With O(watch), how long those servers are watched from the time on at which they came back.
     type: float
     default: 0.0
   soak_errors:
@@ -114,6 +115,43 @@ options:
         V(5%), which allows one in any case. Answers with 5xx, refused connections and broken responses count.
     type: str
     default: "0"
+  watch:
+    description:
+      - RV(back) of an earlier run on these balancers. With V(drain) or V(maint), which take their time, the servers
+        that came back then are watched meanwhile.
+      - When they fail too many requests, the state of O(servers) is restored and the module fails.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      socket:
+        description: As in RV(back).
+        type: str
+        required: true
+      backend:
+        description: As in RV(back).
+        type: str
+        required: true
+      server:
+        description: As in RV(back).
+        type: str
+        required: true
+      at:
+        description: As in RV(back).
+        type: float
+        required: true
+      worker:
+        description: As in RV(back).
+        type: str
+        required: true
+      errors:
+        description: As in RV(back).
+        type: int
+        required: true
+      responses:
+        description: As in RV(back).
+        type: int
+        required: true
   poll:
     description: How often, in seconds, to look while waiting.
     type: float
@@ -153,6 +191,20 @@ EXAMPLES = r"""
     state: drain
     min_healthy: 50%
     on_timeout: shutdown
+
+- name: Put a node back and have it watched while the next one is taken out
+  flotilla.django.haproxy_server:
+    servers: [app1]
+    state: ready
+  register: app1
+
+- name: Take the next one out
+  flotilla.django.haproxy_server:
+    servers: [app2]
+    state: maint
+    watch: "{{ app1['back'] }}"
+    soak: 2
+    soak_errors: 5%
 
 - name: Give a node half of its share
   flotilla.django.haproxy_server:
@@ -230,6 +282,33 @@ soaked:
   description: How long servers were watched after they came back, in seconds.
   type: float
   returned: always
+back:
+  description: Servers that came back and were not watched, for O(watch) of a later run.
+  type: list
+  elements: dict
+  returned: always
+  contains:
+    socket:
+      description: The balancer, as in O(sockets).
+      type: str
+    backend:
+      description: The backend.
+      type: str
+    server:
+      description: The server.
+      type: str
+    at:
+      description: When it came back, in seconds since 1970.
+      type: float
+    worker:
+      description: The process of HAProxy whose counters these are.
+      type: str
+    errors:
+      description: Its failed requests until then, as O(soak_errors) counts them.
+      type: int
+    responses:
+      description: Its responses until then.
+      type: int
 seconds:
   description: How long it took.
   type: float
@@ -247,15 +326,28 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.flotilla.django.plugins.module_utils import _haproxy_io as io
-from ansible_collections.flotilla.django.plugins.module_utils._haproxy_plan import Refused, Wish
+from ansible_collections.flotilla.django.plugins.module_utils._haproxy_plan import Back, Refused, Wish
 
 NOTHING: dict[str, Any] = {
     "servers": [],
     "sessions_left": 0,
     "sessions_cut": 0,
     "soaked": 0.0,
+    "back": [],
     "seconds": 0.0,
     "notes": [],
+}
+
+
+# What is noted of a server that came back.
+BACK = {
+    "socket": "str",
+    "backend": "str",
+    "server": "str",
+    "at": "float",
+    "worker": "str",
+    "errors": "int",
+    "responses": "int",
 }
 
 
@@ -274,6 +366,12 @@ def argument_spec() -> dict[str, Any]:
         "ready_timeout": {"type": "float", "default": 60.0},
         "soak": {"type": "float", "default": 0.0},
         "soak_errors": {"type": "str", "default": "0"},
+        "watch": {
+            "type": "list",
+            "elements": "dict",
+            "default": [],
+            "options": {name: {"type": kind, "required": True} for name, kind in BACK.items()},
+        },
         "poll": {"type": "float", "default": 0.1},
         "drained_samples": {"type": "int", "default": 3},
     }
@@ -295,6 +393,7 @@ def wish_from(params: dict[str, Any]) -> Wish:
         drained_samples=params["drained_samples"],
         soak=params["soak"],
         soak_errors=params["soak_errors"],
+        watch=tuple(Back(**{name: back[name] for name in BACK}) for back in params["watch"]),
     )
 
 

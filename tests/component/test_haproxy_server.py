@@ -237,6 +237,39 @@ def test_a_server_that_is_well_is_watched_for_the_time(site: Site, lb: Balancer)
     assert site.run(state="ready", soak=1)["seconds"] < 0.5
 
 
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_server_that_came_back_is_watched_while_the_next_one_is_drained(
+    site: Site, lb: Balancer, broken: bool
+) -> None:
+    site.run(state="maint")
+    back = site.run(state="ready")["back"]
+    assert [(one["backend"], one["server"]) for one in back] == [("django", "app1")]
+    site.app1.broken = broken
+    stream = Stream(lb)
+    began = time.time()
+    # Nothing to wait for but the watch.
+    done = site.run(servers=["app2"], state="maint", watch=back, soak=1.5, soak_errors="20%")
+    stream.end()
+    assert done["failed"] is broken
+    if broken:
+        assert "requests to django/app1 failed after it came back" in done["msg"]
+        assert "the former state was restored" in done["msg"]
+        assert lb.masks()["app2"][1] == READY
+    else:
+        assert back[0]["at"] + 1.5 <= time.time() < began + 2.5
+        assert done["soaked"] >= 1.5
+        assert lb.masks()["app2"][1] == MAINT
+    assert lb.masks()["app1"][1] == READY
+
+
+def test_what_is_watched_must_be_there(site: Site, lb: Balancer) -> None:
+    back = {"socket": "/run/other.sock", "backend": "django", "server": "app1", "at": 0}
+    refused = site.run(servers=["app2"], state="maint", watch=[{**back, "worker": "", "errors": 0, "responses": 0}])
+    assert refused["failed"]
+    assert "watch has servers on /run/other.sock, wants those on" in refused["msg"]
+    assert lb.masks()["app2"][1] == READY
+
+
 def test_without_waiting(site: Site, lb: Balancer) -> None:
     slow = lb.start_slow(1, "app1")
     done = site.run(state="maint", wait=False)

@@ -262,6 +262,10 @@ def test_the_slowest_balancer_counts() -> None:
     assert {
         key: round(value, 3) if isinstance(value, float) else value for key, value in rows["app1"].items()
     } == wanted
+    assert "app0" not in filters.deploy_rows(["app1"], hosts, ["lb1", "lb2"], "switch", 5, ["app0"]), "nobody was watched"
+    drained[1]["soaked"] = 1.1
+    rows = filters.deploy_rows(["app1"], hosts, ["lb1", "lb2"], "switch", 5, ["app0"])
+    assert (rows["app0"], rows["app1"]["soak"]) == ({"soak": 1.1}, 3.1)
     back = filters.deploy_rows(["app1"], hosts, [], "undo", 0)["app1"]
     assert (back["release"], back["result"], back["drain"]) == ("v1", "put back", 0.0)
 

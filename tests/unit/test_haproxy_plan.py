@@ -349,8 +349,15 @@ def test_restoring(before: dict[str, Any], now: dict[str, Any], commands: list[s
 def test_what_a_server_makes_of_its_first_requests(
     then: dict[str, str], now: dict[str, str], allowed: str, over: bool, found: bool
 ) -> None:
-    problem = plan.soak_problem(server(stat=then), server(stat=now), allowed, over)
+    before = server(stat=then)
+    back = plan.Back("lb", "django", "app1", 0.0, "1 x", before.errors, before.responses)
+    problem = plan.soak_problem(back, server(stat=now), allowed, over)
     assert bool(problem) is found, problem
+
+
+def test_nothing_is_watched_while_something_comes_back() -> None:
+    with pytest.raises(plan.Refused, match="watch is for state=drain and state=maint, not for state=ready"):
+        wish(state="ready", watch=(plan.Back("lb", "django", "app1", 0.0, "1 x", 0, 0),))
 
 
 @pytest.mark.parametrize("text", ["", "-1", "101%", "1.5", "many"])
