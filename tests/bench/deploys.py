@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ class Row:
     before: dict[str, float]
     during: dict[str, float]
     switch: float
-    soak: float  # of that, all nodes together
+    soak: float  # of that, for nothing but watching
     whole: float
     runs: list[str]  # the releases that the nodes' workers say they run, when all is over
     counted: dict[str, Counter[str]]  # by balancer
@@ -213,7 +213,7 @@ def measure(lab: Lab, method: Method, user: str, rate: float) -> Row:
         before=latencies([outcome for outcome in fast if outcome.due < offset]),
         during=latencies([outcome for outcome in fast if offset + begin <= outcome.due < offset + end + AFTER]),
         switch=end - begin,
-        soak=sum(part.get("soak", 0.0) for part in parts_of(played).values()) if method is OURS else 0.0,
+        soak=soaked(parts_of(played)) if method is OURS else 0.0,
         whole=played.seconds,
         runs=running_releases(lab),
         counted=counted,
@@ -294,6 +294,12 @@ def parts_of(played: Played) -> dict[str, dict[str, float]]:
     }
 
 
+def soaked(parts: Mapping[str, dict[str, float]]) -> float:
+    """Seconds of watching and nothing else: the first node and the last. Others are watched while one is drained."""
+    seconds = [part.pop("soak", 0.0) for part in parts.values()]
+    return sum(seconds[:1] + seconds[1:][-1:])
+
+
 def written(name: str, hosts: dict[str, Any]) -> Path:
     """An inventory with these hosts and the lab's variables."""
     # As deep as inventories/lab: the group variables find the lab and the example from there.
@@ -327,7 +333,7 @@ class Size:
     switch: float
     # Seconds for a node by deploy.yml's table, mean of the nodes: drain, switch (stop, start, health) and ready ...
     needed: float
-    # ... and how long it is watched after that.
+    # ... and how long a node is watched after that while nothing else is done.
     soak: float
 
     @property
@@ -341,7 +347,7 @@ def size_of(lab: Lab, nodes: int, version: str, inventory: Path) -> Size:
     if len(parts) != nodes:
         raise SystemExit(f"{len(parts)} of {nodes} nodes were switched:\n{played.output[-3000:]}")
     begin, end = played.span(OURS.begin, OURS.end)
-    soak = statistics.mean(part.pop("soak", 0.0) for part in parts.values())
+    soak = soaked(parts) / nodes
     return Size(
         nodes, played.seconds, end - begin, statistics.mean(sum(part.values()) for part in parts.values()), soak
     )
