@@ -297,15 +297,24 @@ def test_a_release_with_the_same_packages_brings_only_its_own(site: Site, nginx:
     assert site.install(second)["installed"]
     assert host.run(f"rm -r {TOP}/home; mv {TOP}/other {TOP}/home; ls {TOP}/home/environments | wc -l") == "1\n"
 
-    # Other packages are another environment; one that no release has is removed with the last that had it.
+
+@pytest.mark.full
+def test_an_environment_goes_with_the_last_release_that_has_it(site: Site, nginx: None) -> None:
+    host = site.host
+    host.run(f"rm -rf {TOP}/home")
+    first = site.build(keep=1)
+    assert not site.upload()["failed"]
+    assert site.install(first)["installed"]
+    # Other packages are another environment.
     site.files["requirements.txt"] = "Django>=5.2,<5.3\nitsdangerous==2.2.0\n"
-    third = site.build(keep=2)
-    assert third["packs"]["release"]["head"]["environment"] != head["environment"]
+    other = site.build(keep=2)
+    environments = [one["packs"]["release"]["head"]["environment"] for one in (first, other)]
+    assert environments[0] != environments[1]
     assert site.upload()["changed"]
-    assert site.install(third, keep=3)["installed"]
-    assert host.run(f"ls {TOP}/home/environments | wc -l") == "2\n"
-    assert site.install(third, keep=1)["removed"] == sorted([first["release_id"], second["release_id"]])
-    assert host.run(f"ls {TOP}/home/environments").split() == [third["packs"]["release"]["head"]["environment"]]
+    assert site.install(other, keep=2)["installed"]
+    assert sorted(host.run(f"ls {TOP}/home/environments").split()) == sorted(environments)
+    assert site.install(other, keep=1)["removed"] == [first["release_id"]]
+    assert host.run(f"ls {TOP}/home/environments").split() == environments[1:]
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,9 @@ def main() -> None:
         # As the README says it: from the root, with the checkout's own ansible.cfg.
         quiet(must([*check, "site.yml", "-i", "inventories/prod"], clone, environment), "site.yml")
         # From any other directory there is no ansible.cfg, and the collection is found all the same.
-        for playbook in [ROOT / "site.yml", *PLAYBOOKS]:
-            path = str(clone / playbook.relative_to(ROOT))
-            if not Path(path).exists():
-                continue
-            command = [*check, path, "-i", str(clone / "inventories" / "prod")]
-            quiet(must(command, elsewhere, environment), path)
+        paths = [clone / playbook.relative_to(ROOT) for playbook in [ROOT / "site.yml", *PLAYBOOKS]]
+        command = [*check, *(str(path) for path in paths if path.exists()), "-i", str(clone / "inventories" / "prod")]
+        quiet(must(command, elsewhere, environment), "a playbook")
         shutil.rmtree(clone)
 
 

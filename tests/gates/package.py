@@ -70,10 +70,9 @@ def check_installed(artifact: Path, work: Path, home: Path) -> None:
     shutil.copytree(ROOT / "inventories" / "prod", work / "prod")
     if not PLAYBOOKS:
         sys.exit("there is no playbook")
-    for playbook in PLAYBOOKS:
-        name = f"flotilla.django.{playbook.stem}"
-        command = [str(BIN / "ansible-playbook"), name, "--syntax-check", "-i", str(work / "prod")]
-        quiet(must(command, empty, environment), name)
+    names = [f"flotilla.django.{playbook.stem}" for playbook in PLAYBOOKS]
+    command = [str(BIN / "ansible-playbook"), *names, "--syntax-check", "-i", str(work / "prod")]
+    quiet(must(command, empty, environment), "a playbook")
 
 
 def main() -> None:

@@ -72,8 +72,9 @@ def _inventory(topology: str) -> tuple[InventoryManager, VariableManager]:
     return inventory, VariableManager(loader=_loader(), inventory=inventory)
 
 
+@cache
 def load(path: Path) -> dict[str, Any]:
-    """A YAML file of the repository as Ansible reads it; empty when it does not exist."""
+    """A YAML file of the repository as Ansible reads it; empty when it does not exist. Nobody changes what is in it."""
     return (_loader().load_from_file(str(path), trusted_as_template=True) or {}) if path.exists() else {}
 
 
