@@ -10,7 +10,7 @@ from ansible_collections.flotilla.django.plugins.module_utils._status_plan impor
 
 # Nobody can do without a host of each of these.
 NEEDED = ("haproxy", "django", "redis", "postgresql", "nginx_static")
-ACCEPTS = ("no_failover", "stray_clients")
+ACCEPTS = ("gap", "no_failover", "stray_clients")
 
 
 def without(groups: Mapping[str, Sequence[str]], name: str) -> dict[str, list[str]]:
@@ -100,6 +100,12 @@ def _balancer(cluster: Cluster, answers: Answers, name: str, accept: Sequence[st
         found.append(
             f"without haproxy_virtual_address clients come to {name} by its own address: take it out of the DNS, wait "
             "until nobody comes any more, then say -e scale_in_accept=stray_clients"
+        )
+    nodes = _others(cluster, "django", name)
+    if len(nodes) == 1 and "gap" not in accept:
+        found.append(
+            f"{nodes[0]} will be the only node, and starts anew when it no longer trusts {name}: for some seconds nobody "
+            "would answer. Add a node first, or say -e scale_in_accept=gap"
         )
     return found
 

@@ -149,8 +149,19 @@ def test_what_is_accepted_goes() -> None:
     assert "take it out of the DNS" in line
     assert problems(healthy(), "lb1", ("stray_clients",), shared=()) == []
     assert problems(healthy(), "lb1", ("everything",)) == [
-        "scale_in_accept: got everything, wants words of no_failover, stray_clients"
+        "scale_in_accept: got everything, wants words of gap, no_failover, stray_clients"
     ]
+
+
+@pytest.mark.parametrize("nodes", [["app1"], ["app1", "lb1"]])
+def test_a_balancer_stays_whose_end_leaves_nobody_who_answers(nodes: list[str]) -> None:
+    """The one node that is left starts anew, because the addresses that it trusts have changed."""
+    tiers = {**TIERS, "django": nodes}
+    (line,) = problems(healthy(), "lb1", tiers=tiers)
+    assert line.startswith("app1 will be the only node, and starts anew when it no longer trusts lb1")
+    assert line.endswith("Add a node first, or say -e scale_in_accept=gap")
+    assert problems(healthy(), "lb1", ("gap",), tiers=tiers) == []
+    assert problems(healthy(), "lb1", tiers={**TIERS, "django": [*nodes, "app2"]}) == []
 
 
 def test_the_groups_without_a_host() -> None:
