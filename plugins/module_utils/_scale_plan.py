@@ -104,8 +104,8 @@ def _balancer(cluster: Cluster, answers: Answers, name: str, accept: Sequence[st
     nodes = _others(cluster, "django", name)
     if len(nodes) == 1 and "gap" not in accept:
         found.append(
-            f"{nodes[0]} will be the only node, and starts anew when it no longer trusts {name}: for some seconds nobody "
-            "would answer. Add a node first, or say -e scale_in_accept=gap"
+            f"{nodes[0]} will be the only node, and starts anew when it no longer trusts {name}: for some seconds "
+            "nobody would answer. Add a node first, or say -e scale_in_accept=gap"
         )
     return found
 
