@@ -42,7 +42,7 @@ ON_DEBIAN_12 = ("single",)
 # Scenarios that only `make test-full` runs, or who asks for one by name.
 FULL_ONLY = ("tls",)
 # Scenarios that `make test` runs beside the cluster's tests.
-BESIDE_CLUSTER = ("molecule:single", "molecule:django", "molecule:nginx_static")
+BESIDE_CLUSTER = ("molecule:django", "molecule:nginx_static")
 # The stages that take longest, in that order.
 LONGEST = (
     "molecule:cluster",

@@ -82,13 +82,13 @@ def names_in_turns(*arguments: str) -> list[list[str]]:
 
 def test_the_cluster_runs_last_and_with_no_other_daemons_and_no_lab_is_used_twice_at_a_time() -> None:
     assert names_in_turns(
-        "unit", "component", "molecule:cluster:debian13", "molecule:single:debian12", "molecule:redis:debian13"
+        "unit", "component", "molecule:cluster:debian13", "molecule:django:debian13", "molecule:redis:debian13"
     ) == [
         ["component", "molecule:redis:debian13"],
-        ["molecule:cluster:debian13", "molecule:single:debian12", "unit"],
+        ["molecule:cluster:debian13", "molecule:django:debian13", "unit"],
     ]
-    assert names_in_turns("component", "molecule:single:debian12") == [["component", "molecule:single:debian12"]]
-    full = [f"molecule:{name}:debian{release}" for name in ("single", "cluster") for release in (13, 12)]
+    assert names_in_turns("component", "molecule:django:debian13") == [["component", "molecule:django:debian13"]]
+    full = [f"molecule:{name}:debian{release}" for name in ("django", "cluster") for release in (13, 12)]
     assert names_in_turns(*full) == [[name] for name in full]
     both = [f"molecule:{name}:debian{release}" for name in ("redis", "cluster") for release in (13, 12)]
     assert names_in_turns(*both) == [[name] for name in (both[0], both[1], both[2], both[3])]

@@ -21,6 +21,7 @@ def end_alert(lab: Lab, name: str) -> None:
     raise_alert(lab, name, '--end="$(date -u +%FT%TZ)"')
 
 
+@pytest.mark.full  # in make test a move of the primary is silenced
 def test_a_deploy_silences_what_it_raises_and_one_that_was_killed_is_ended_by_the_next(
     lab: Lab, monitor: Monitor
 ) -> None:
