@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 from types import ModuleType
@@ -191,6 +192,20 @@ def test_a_client_that_still_lacks_something_is_waited_for(tool: ModuleType, lin
     assert tool.connected(f"{line}\n") == waits
 
 
+def test_only_clients_of_the_site_are_waited_for(tool: ModuleType) -> None:
+    """The kernel's own tool understands the question, and answers it for both kinds of addresses."""
+    config = render("haproxy", "haproxy.cfg.j2", {"haproxy_bind_addresses": ["*", "::"]})
+    assert tool.clients_of(["192.0.2.10"], config).startswith("( src 192.0.2.10 ) and ( sport = :80 ")
+    for address in ("127.0.0.2", "::1"):
+        with socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET) as server:
+            port = server.getsockname()[1]
+            asked = tool.clients_of([address, SHARED], f"frontend http\n    bind *:{port}\n")
+            assert tool.connections(asked) == 0
+            with socket.create_connection((address, port)):
+                assert tool.connections(asked) == 1
+                assert tool.connections(tool.clients_of([address], config)) == 0, "another service"
+
+
 @pytest.mark.parametrize("last", [0, 3])
 def test_the_door_is_closed_while_the_address_goes(
     tool: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, last: int
@@ -199,14 +214,14 @@ def test_the_door_is_closed_while_the_address_goes(
     done: list[str] = []
     left = iter([last] * last + [0] * 100)
     config = tmp_path / "haproxy.cfg"
-    config.write_text("timeout http-keep-alive 10ms\n")
+    config.write_text("timeout http-keep-alive 10ms\nfrontend http\n  bind *:80\n")
     monkeypatch.setattr(tool, "HAPROXY_CONFIG", config)
     monkeypatch.setattr(tool, "DRAINED", tmp_path / "drained")
     monkeypatch.setattr(tool, "HANDOVER", 0)
     monkeypatch.setattr(tool, "held", lambda addresses: addresses)
     monkeypatch.setattr(tool, "haproxy", lambda command: "")
     monkeypatch.setattr(tool, "haproxy_answers", lambda: True)
-    monkeypatch.setattr(tool, "connections", lambda addresses: next(left))
+    monkeypatch.setattr(tool, "connections", lambda clients: next(left))
     for name in ("drop_new", "open_again", "give_up"):
         monkeypatch.setattr(tool, name, lambda *_, name=name: done.append(name))
     assert tool.drain([SHARED], timeout=5, force=False)

@@ -72,10 +72,16 @@ def connected(sockets: str) -> int:
     return count
 
 
-def connections(addresses: list[str]) -> int:
-    """The clients that are connected to the site at these addresses."""
+def clients_of(addresses: list[str], config: str) -> str:
+    """What `ss` is asked for: connections to HAProxy at these addresses. Somebody's SSH session holds nothing up."""
     local = " or ".join(f"src [{item}]" if ":" in item else f"src {item}" for item in addresses)
-    return connected(run("ss", "--no-header", "--tcp", "--numeric", "--all", "--options", f"( {local} )"))
+    bound = dict.fromkeys(re.findall(r"^\s*bind \S*:(\d+)\b", config, re.MULTILINE))
+    return f"( {local} ) and ( {' or '.join(f'sport = :{port}' for port in bound)} )"
+
+
+def connections(clients: str) -> int:
+    """How many clients are connected and wait for something."""
+    return connected(run("ss", "--no-header", "--tcp", "--numeric", "--all", "--options", clients))
 
 
 def close_connections(wanted: bool) -> None:
@@ -118,11 +124,11 @@ def held(addresses: list[str]) -> list[str]:
     return [item for item in addresses if item in here]
 
 
-def ended(addresses: list[str], seconds: float) -> bool:
+def ended(clients: str, seconds: float) -> bool:
     """Whether no client is connected any more, twice in a row, within the time."""
     deadline, quiet = time.monotonic() + seconds, 0
     while time.monotonic() < deadline:
-        quiet = quiet + 1 if connections(addresses) == 0 else 0
+        quiet = quiet + 1 if connections(clients) == 0 else 0
         if quiet == 2:
             return True
         time.sleep(0.05)
@@ -149,8 +155,10 @@ def drain(addresses: list[str], timeout: float, force: bool) -> bool:
         return True
     try:
         close_connections(True)
-        ended(addresses, keep_alive_seconds(HAPROXY_CONFIG.read_text()) + 1)
-        wait_for_the_last(addresses, timeout, force)
+        config = HAPROXY_CONFIG.read_text()
+        clients = clients_of(addresses, config)
+        ended(clients, keep_alive_seconds(config) + 1)
+        wait_for_the_last(addresses, clients, timeout, force)
         give_up(addresses)
         time.sleep(HANDOVER)
     finally:
@@ -159,19 +167,19 @@ def drain(addresses: list[str], timeout: float, force: bool) -> bool:
     return True
 
 
-def wait_for_the_last(addresses: list[str], timeout: float, force: bool) -> None:
+def wait_for_the_last(addresses: list[str], clients: str, timeout: float, force: bool) -> None:
     """Hold new connections back until there is no old one; they stay held back when this returns."""
     deadline = time.monotonic() + timeout
     while True:
         drop_new(addresses)
         # The rest of the time is for giving up and for the next holder.
-        if ended(addresses, HOLD - 0.8):
+        if ended(clients, HOLD - 0.8):
             return
         if time.monotonic() >= deadline:
             if force:
                 return
             raise RuntimeError(
-                f"{connections(addresses)} connections had not ended after {timeout:g} s; nothing was moved. "
+                f"{connections(clients)} connections had not ended after {timeout:g} s; nothing was moved. "
                 "drain_timeout waits longer, drain_on_timeout=shutdown cuts them"
             )
         open_again()
