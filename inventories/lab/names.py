@@ -24,7 +24,6 @@ def names(lab: str) -> dict[str, str]:
         "lab_name": lab,
         "lab_debian": os.environ.get("LAB_DEBIAN") or "13",
         "lab_image": os.environ.get("LAB_IMAGE") or "clean",
-        "lab_cpu_shares": os.environ.get("LAB_CPU_SHARES") or "1024",
         "lab_network_prefix": f"10.210.{octet}",
         "lab_directory": str(ROOT / ".lab" / ("" if lab == "lab" else lab)),
     }

@@ -2,9 +2,8 @@
 """Runs the stages of a set, two at a time, and sums up: run.py [--list] SET...
 
 The tests of the scenario `cluster` run last, because they measure times under load: beside them run only stages that
-start no daemon, and a few scenarios that measure no times themselves, one at a time and with what they leave of the
-processors. Before that, beside the other scenarios, its hosts are made and converged, and tests run that are marked
-`quiet`: they measure nothing under load.
+start no daemon, one at a time and with what they leave of the processors. Its hosts are made and converged before that,
+beside the other scenarios.
 
 Sets: lint, package, unit, component, molecule; fast (lint, unit, component), all (every one), full (all, with the tests
 marked `full` and every scenario on both Debian releases). `molecule:redis` is one scenario.
@@ -41,16 +40,14 @@ JOBS = int(os.environ.get("TEST_JOBS", "2"))
 ON_DEBIAN_12 = ("single",)
 # Scenarios that only `make test-full` runs, or who asks for one by name.
 FULL_ONLY = ("tls",)
-# Scenarios that `make test` runs beside the cluster's tests.
-BESIDE_CLUSTER = ("molecule:django", "molecule:nginx_static")
 # The stages that take longest, in that order.
 LONGEST = (
     "molecule:cluster",
     "molecule:prometheus",
-    "molecule:cluster:made",
-    "component",
     "molecule:postgresql",
     "molecule:redis",
+    "component",
+    "molecule:cluster:made",
     "molecule:single",
     "molecule:haproxy",
     "molecule:django",
@@ -86,10 +83,7 @@ class Stage:
         return self.name == "component" or self.name.startswith("molecule:")
 
     def in_the_background(self) -> Stage:
-        """With what others leave of the processors; hosts get a tenth of others: no connection to them may time out."""
-        nice = "10" if self.has_daemons else "19"
-        environment = {**self.environment, **({"LAB_CPU_SHARES": "100"} if self.has_daemons else {})}
-        return replace(self, command=("nice", "-n", nice, *self.command), environment=environment)
+        return replace(self, command=("nice", "-n", "19", *self.command))
 
 
 @dataclass
@@ -149,24 +143,18 @@ def scenarios() -> list[str]:
 
 
 def _in_two(stage: Stage, name: str) -> list[Stage]:
-    """What `molecule test` does, as two stages. A lab that was made well stays between them, whatever a test found."""
+    """What `molecule test` does, as two stages. The lab stays between them if it was made well."""
     destroy, converge, idempotence, verify = (
         f"molecule {step} -s {name}" for step in ("destroy", "converge", "idempotence", "verify")
-    )
-    quiet, others = (
-        {**stage.environment, "PYTEST_ADDOPTS": f"-m '{marks} and not full'"} for marks in ("quiet", "not quiet")
     )
     return [
         replace(
             stage,
             name=stage.name.replace(":debian", ":made:debian"),
-            command=("sh", "-c", f"{destroy} && {converge} && {idempotence} || {{ {destroy}; exit 1; }}; {verify}"),
-            environment=quiet,
+            command=("sh", "-c", f"{destroy} && {converge} && {idempotence} || {{ {destroy}; exit 1; }}"),
         ),
         replace(
-            stage,
-            command=("sh", "-c", f"test -d .lab/molecule-{name} && {verify}; code=$?; {destroy}; exit $code"),
-            environment=others,
+            stage, command=("sh", "-c", f"test -d .lab/molecule-{name} && {verify}; code=$?; {destroy}; exit $code")
         ),
     ]
 
@@ -194,26 +182,22 @@ def in_turns(stages: list[Stage]) -> list[list[Stage]]:
 
     The two Debian releases of a scenario use the same lab, and a run of the cluster measures times under load.
     """
-    names = [stage.name.partition(":debian")[0] for stage in stages]
-    twice = {name for name in names if names.count(name) > 1}
-    cluster = "molecule:cluster" in names
-
-    def beside(stage: Stage) -> bool:
-        name = stage.name.partition(":debian")[0]
-        return cluster and (not stage.has_daemons or (name in BESIDE_CLUSTER and name not in twice))
-
-    stages = [stage.in_the_background() if beside(stage) else stage for stage in stages]
+    clusters = [stage.name for stage in stages if stage.name.startswith("molecule:cluster:")]
+    if clusters:
+        stages = [stage if stage.has_daemons else stage.in_the_background() for stage in stages]
 
     def turn(stage: Stage) -> int:
         name, _, release = stage.name.partition(":debian")
-        if name == "molecule:cluster" or beside(stage):
-            return 2 + (release == "12" and name in twice)
+        if name == "molecule:cluster" or (clusters and not stage.has_daemons):
+            return 2 + (release == "12" and len(clusters) > 1)
         return int(name in twice and release == "12")
 
     def length(stage: Stage) -> int:
         name = stage.name.partition(":debian")[0]
         return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
+    names = [stage.name.partition(":debian")[0] for stage in stages]
+    twice = {name for name in names if names.count(name) > 1}
     found = [[stage for stage in sorted(stages, key=length) if turn(stage) == number] for number in range(4)]
     return [part for part in found if part]
 

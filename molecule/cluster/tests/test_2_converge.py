@@ -3,11 +3,7 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.cluster import Lab
-
-pytestmark = pytest.mark.quiet
 
 
 def test_check_mode_reports_no_change_and_no_error(lab: Lab) -> None:

@@ -19,8 +19,6 @@ import pytest
 from tests.cluster import DOMAIN, Lab, Recap, broken, wait_until
 from tests.load.load import running
 
-pytestmark = pytest.mark.quiet
-
 BALANCERS = ("lb1", "lb2")
 RATE = 50.0
 MIX = {"plain": 4.0, "static": 1.0}

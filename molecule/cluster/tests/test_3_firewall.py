@@ -22,8 +22,6 @@ from tests.cluster import ROOT, Browser, Lab, Recap, wait_until
 sys.path.insert(0, str(ROOT / "collections"))
 from ansible_collections.flotilla.django.plugins.module_utils import _firewall_plan as plan
 
-pytestmark = pytest.mark.quiet
-
 TABLE = "inet flotilla_firewall"
 FILE = "/etc/flotilla/firewall.nft"
 DROP_IN = "/etc/systemd/system/nftables.service.d/flotilla-firewall.conf"

@@ -5,11 +5,7 @@ from __future__ import annotations
 
 import uuid
 
-import pytest
-
 from tests.cluster import Browser, Lab, wait_until
-
-pytestmark = pytest.mark.quiet
 
 
 def test_site_follows_a_primary_that_was_promoted_by_hand(lab: Lab) -> None:
