@@ -164,11 +164,21 @@ backend plain
             return ""
 
     def say(self, command: str) -> str:
+        return self._exchange(self.admin, command)
+
+    def _exchange(self, path: str, command: str) -> str:
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(5)
-            client.connect(self.admin)
+            client.connect(path)
             client.sendall(command.encode() + b"\n")
             return b"".join(iter(lambda: client.recv(65536), b"")).decode()
+
+    def master_listens(self) -> bool:
+        """A master that has just started a worker executes itself anew, and a signal that comes before that is lost."""
+        try:
+            return f"\n{self.pid()} " in self._exchange(self.master, "show proc;quit")
+        except OSError:
+            return False
 
     def checked(self) -> set[bool]:
         """Whether the servers have been checked."""
@@ -190,6 +200,7 @@ backend plain
         before = self.pid()
         state = self.say("show servers state")
         self.state_file.write_text(state)
+        wait_for("the master", self.master_listens)
         self._process.send_signal(signal.SIGUSR2)
         wait_for("a new worker", lambda: self.pid() not in ("", before))
 
