@@ -254,13 +254,13 @@ def switched(
     All balancers work at the same time, so the slowest one counts. `waited` is what draining took in steps before.
     """
 
-    def most(results: Sequence[Mapping[str, Any]], name: str) -> float:
-        return max((float(result.get(name, 0)) for result in results), default=0.0)
+    def most(results: Sequence[Mapping[str, Any]], name: str, but: str = "") -> float:
+        return max((float(result.get(name, 0)) - float(result.get(but, 0)) for result in results), default=0.0)
 
     soak = most(readied, "soaked")
     return {
         "release": release,
-        "drain": waited + most(drained, "seconds"),
+        "drain": waited + most(drained, "seconds", but="seconds_before"),
         "switch": float(seconds),
         "ready": max(0.0, most(readied, "seconds") - soak),
         "soak": soak,

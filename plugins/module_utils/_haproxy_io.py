@@ -36,6 +36,9 @@ ANSWER_TIMEOUT = 3.0
 COMMANDS_PER_LINE = 40
 # How long sessions that were cut may take to be gone.
 CUT_TIMEOUT = 3.0
+# How much of a watch passes beside the drain of other servers, which often takes as long. What a watch has beyond that comes
+# first: nobody is out of service for the length of a watch.
+OVERLAP = 2.0
 # What a master answers for a worker that is ending, or gone. After the latter it does not even close the connection.
 AWAY = (b"Can't connect to the target CLI", b"Can't find the target")
 READING = ("show info", "show servers state", "show stat -1 4 -1", "show cli level")
@@ -306,6 +309,7 @@ class Operation:
         self.notes: list[str] = []
         self.sessions_cut = 0
         self.soaked = 0.0
+        self.seconds_before = 0.0
         # Servers that came back, here or in an earlier run, and are watched by this one.
         self.watched: dict[Target, Back] = {}
         # Those that came back and are not watched yet.
@@ -416,6 +420,8 @@ class Operation:
     def run(self) -> None:
         """Writes and waits. When it fails, `restore` decides what remains."""
         try:
+            self._watch(OVERLAP)
+            self.seconds_before = self.clock.monotonic() - self.started
             for target in self.targets:
                 self.wanted[target] = plan.first_admin(self.before[target], self.wish)
             self._tell({target: plan.first_commands(self.before[target], self.wish) for target in self.targets})
@@ -626,13 +632,16 @@ class Operation:
             server.responses,
         )
 
-    def _watch(self) -> None:
-        while self._still_watching():
+    def _watch(self, all_but: float = 0.0) -> None:
+        while self._still_watching(all_but):
             self.clock.sleep(self.wish.poll)
             self._look()
 
-    def _still_watching(self) -> bool:
-        """False when the time is over for all that are watched. Fails when one of them fails too many requests."""
+    def _still_watching(self, all_but: float = 0.0) -> bool:
+        """False when the time, but for so many seconds, is over for all that are watched.
+
+        Fails when one of them fails too many requests.
+        """
         problems, going = [], False
         for target, then in self.watched.items():
             now = self._back(target)
@@ -640,7 +649,7 @@ class Operation:
                 self.watched[target] = then = replace(now, at=then.at)
             self.soaked = max(self.soaked, now.at - then.at)
             over = now.at >= then.at + self.wish.soak
-            going |= not over
+            going |= now.at < then.at + self.wish.soak - all_but
             if problem := plan.soak_problem(then, self.server(target), self.wish.soak_errors, over):
                 problems.append(f"{problem} on {self.balancers[target.at].name}")
         if problems:
@@ -683,6 +692,7 @@ class Operation:
             "soaked": round(self.soaked, 3),
             "back": [asdict(back) for back in self.unwatched],
             "seconds": round(self.clock.monotonic() - self.started, 3),
+            "seconds_before": round(self.seconds_before, 3),
             "notes": self.notes,
             "diff": {what: "".join(_line(row, what) for row in rows) for what in ("before", "after")},
         }

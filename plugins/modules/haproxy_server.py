@@ -119,6 +119,8 @@ options:
     description:
       - RV(back) of an earlier run on these balancers. With V(drain) or V(maint), which take their time, the servers
         that came back then are watched meanwhile.
+      - Only the last two seconds of the watch go by beside the drain. What is longer comes before it, with O(servers)
+        still in service.
       - When they fail too many requests, the state of O(servers) is restored and the module fails.
     type: list
     elements: dict
@@ -310,7 +312,11 @@ back:
       description: Its responses until then.
       type: int
 seconds:
-  description: How long it took.
+  description: How long it took, in seconds.
+  type: float
+  returned: always
+seconds_before:
+  description: How much of RV(seconds) went by before the first change, for O(watch).
   type: float
   returned: always
 notes:
@@ -335,6 +341,7 @@ NOTHING: dict[str, Any] = {
     "soaked": 0.0,
     "back": [],
     "seconds": 0.0,
+    "seconds_before": 0.0,
     "notes": [],
 }
 

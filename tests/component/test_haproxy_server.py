@@ -244,11 +244,13 @@ def test_a_server_that_came_back_is_watched_while_the_next_one_is_drained(
     site.run(state="maint")
     back = site.run(state="ready")["back"]
     assert [(one["backend"], one["server"]) for one in back] == [("django", "app1")]
-    site.app1.broken = broken
-    stream = Stream(lb)
     began = time.time()
     # Nothing to wait for but the watch.
-    done = site.run(servers=["app2"], state="maint", watch=back, soak=1.5, soak_errors="20%")
+    run = site.background(servers=["app2"], state="maint", watch=back, soak=1.5, soak_errors="20%")
+    wait_for("the drain", lambda: lb.masks()["app2"][1] == DRAIN)
+    site.app1.broken = broken
+    stream = Stream(lb)
+    done = run.end()
     stream.end()
     assert done["failed"] is broken
     if broken:
@@ -260,6 +262,28 @@ def test_a_server_that_came_back_is_watched_while_the_next_one_is_drained(
         assert done["soaked"] >= 1.5
         assert lb.masks()["app2"][1] == MAINT
     assert lb.masks()["app1"][1] == READY
+
+
+def test_a_long_watch_takes_nobody_out_of_service_before_its_last_two_seconds(site: Site, lb: Balancer) -> None:
+    site.run(state="maint")
+    back = site.run(state="ready")["back"]
+    run = site.background(servers=["app2"], state="maint", watch=back, soak=3.5)
+    time.sleep(back[0]["at"] + 1.3 - time.time())
+    assert lb.masks()["app2"][1] == READY
+    done = run.end()
+    assert not done["failed"], done
+    assert (done["soaked"] >= 3.5, 1 <= done["seconds_before"] <= 2) == (True, True), done
+    # One that fails by then is found, and nothing was touched.
+    site.app1.broken = True
+    stream = Stream(lb)
+    site.run(servers=["app2"], state="ready")
+    back = [{**one, "at": time.time()} for one in back]
+    failed = site.run(servers=["app2"], state="maint", watch=back, soak=60)
+    stream.end()
+    assert failed["failed"]
+    assert "requests to django/app1 failed after it came back" in failed["msg"]
+    assert failed["msg"].endswith("soak_errors allows 0") and not failed["changed"]
+    assert lb.masks()["app2"][1] == READY
 
 
 def test_what_is_watched_must_be_there(site: Site, lb: Balancer) -> None:

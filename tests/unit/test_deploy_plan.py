@@ -250,7 +250,8 @@ def test_the_controller_names_its_process() -> None:
 
 
 def test_the_slowest_balancer_counts() -> None:
-    drained = [{"seconds": 0.4}, {"seconds": 2.0}]
+    # What lb1 watched before is not part of its drain.
+    drained = [{"seconds": 9.4, "seconds_before": 9.0}, {"seconds": 2.0, "seconds_before": 0.0}]
     readied = [{"seconds": 4.5, "soaked": 3.0}, {"seconds": 4.0, "soaked": 3.1}]
     hosts = {
         "lb1": {"__deploy_drained": drained[0], "__deploy_readied": readied[0]},
