@@ -295,9 +295,8 @@ def parts_of(played: Played) -> dict[str, dict[str, float]]:
 
 
 def soaked(parts: Mapping[str, dict[str, float]]) -> float:
-    """Seconds of watching and nothing else: the first node and the last. Others are watched while one is drained."""
-    seconds = [part.pop("soak", 0.0) for part in parts.values()]
-    return sum(seconds[:1] + seconds[1:][-1:])
+    """Seconds of watching and nothing else: of the last node. The others are watched while the next one is drained."""
+    return sum([part.pop("soak", 0.0) for part in parts.values()][-1:])
 
 
 def written(name: str, hosts: dict[str, Any]) -> Path:
