@@ -36,8 +36,8 @@ ANSWER_TIMEOUT = 3.0
 COMMANDS_PER_LINE = 40
 # How long sessions that were cut may take to be gone.
 CUT_TIMEOUT = 3.0
-# How many seconds of a watch go by beside the drain of other servers, which often takes as long. What a watch has beyond
-# that comes first: nobody is out of service for the length of a watch.
+# How many seconds of a watch go by beside the drain of other servers, which often takes as long. What is left of it
+# comes before: nobody is out of service for the length of a watch.
 OVERLAP = 2.0
 # What a master answers for a worker that is ending, or gone. After the latter it does not even close the connection.
 AWAY = (b"Can't connect to the target CLI", b"Can't find the target")
