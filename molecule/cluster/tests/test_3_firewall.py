@@ -243,19 +243,23 @@ def hang_up(lab: Lab, host: str) -> None:
 ON_TRIAL = "systemctl is-active flotilla-firewall-rollback.timer || true"
 
 
-def test_rules_that_cut_the_connection_are_taken_back(lab: Lab, host: str) -> None:
-    """The run arrives by an address that the new rules admit, and would have to come back by one that they do not."""
+@contextlib.contextmanager
+def rules_that_cut(lab: Lab, host: str) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """A run arrives by an address that the new rules admit, and would have to come back by one that they do not."""
     with another_address(lab) as address:
         both = [machine_address(lab), address]
         assert firewall(lab, host, admin_networks=both).returncode == 0
-        before, file = in_force(lab, host), inside(lab, host, f"cat {FILE}")
         hang_up(lab, host)
         lab.ssh(host, "true")  # the connection that is open when the run begins
-        comes_from = ["-e", f"ansible_ssh_extra_args='-o BindAddress={address}'"]
         # In one step: the first one of site.yml would leave the other address admitted, the last would see who comes.
-        options: dict[str, Any] = {
-            "admin_networks": both[:1], "extra_rules": EXTRA, "trial_seconds": 8, "keep_open": False
-        }  # fmt: skip
+        options = {"admin_networks": both[:1], "extra_rules": EXTRA, "trial_seconds": 8, "keep_open": False}
+        yield ["-e", f"ansible_ssh_extra_args='-o BindAddress={address}'"], options
+        hang_up(lab, host)
+
+
+def test_rules_that_cut_the_connection_are_taken_back(lab: Lab, host: str) -> None:
+    with rules_that_cut(lab, host) as (comes_from, options):
+        before, file = in_force(lab, host), inside(lab, host, f"cat {FILE}")
         began = time.monotonic()
         cut = firewall(lab, host, *comes_from, **options)
         assert cut.returncode != 0
@@ -264,9 +268,11 @@ def test_rules_that_cut_the_connection_are_taken_back(lab: Lab, host: str) -> No
         assert in_force(lab, host) == before
         assert inside(lab, host, f"cat {FILE}") == file
 
-        # A controller that dies meanwhile: the host does it alone.
-        hang_up(lab, host)
-        lab.ssh(host, "true")
+
+@pytest.mark.full
+def test_a_host_takes_rules_that_cut_back_when_the_controller_has_died(lab: Lab, host: str) -> None:
+    with rules_that_cut(lab, host) as (comes_from, options):
+        before, file = in_force(lab, host), inside(lab, host, f"cat {FILE}")
         arguments = ["--tags", "firewall", "--limit", host, *comes_from]
         arguments += ["-e", json.dumps({f"firewall_{key}": value for key, value in options.items()})]
         with lab.background(*arguments, playbook="site.yml") as run:
@@ -275,12 +281,11 @@ def test_rules_that_cut_the_connection_are_taken_back(lab: Lab, host: str) -> No
             run.kill()
         assert inside(lab, host, f"cat {FILE}") == file
         wait_until(lambda: in_force(lab, host) == before, 20, "the former rules are back")
-        hang_up(lab, host)
-        # The next run, from where it is admitted, finishes it.
-        assert firewall(lab, host, extra_rules=EXTRA).returncode == 0
-        assert "made by a test" in in_force(lab, host)
-        assert inside(lab, host, ON_TRIAL).strip() == "inactive"
-        assert "made by a test" in inside(lab, host, f"cat {FILE}")
+    # The next run, from where it is admitted, finishes it.
+    assert firewall(lab, host, extra_rules=EXTRA).returncode == 0
+    assert "made by a test" in in_force(lab, host)
+    assert inside(lab, host, ON_TRIAL).strip() == "inactive"
+    assert "made by a test" in inside(lab, host, f"cat {FILE}")
 
 
 @pytest.mark.full

@@ -19,6 +19,8 @@ from tests.load.load import Running, percentile, running
 
 APPS = ["app1", "app2", "app3"]
 MIX = {"plain": 6, "page": 3, "session": 3, "post": 2, "static": 2, "slow": 1}
+# Enough that a node always has some of each kind in flight; test_twenty_thousand_requests is for the number of them.
+RATE, SLOW_SECONDS = 25, 2
 DEPLOY, ROLLBACK = "playbooks/deploy.yml", "playbooks/rollback.yml"
 LOCK = "/var/lib/flotilla/deploy.json"
 
@@ -27,7 +29,7 @@ LOCK = "/var/lib/flotilla/deploy.json"
 def inventory_release(lab: Lab) -> Iterator[None]:
     """Afterwards the nodes run what the inventory says again: the tests that follow count changes."""
     yield
-    run = lab.playbook()
+    run = lab.playbook("--tags", "postgresql,redis,django,nginx_static")
     assert run.returncode == 0, run.output[-3000:]
 
 
@@ -85,7 +87,7 @@ def test_deploy_and_rollback_lose_no_request(lab: Lab, user: str, tmp_path: Path
     # One that changes nothing: the tests after this one know the tables as they are.
     project = changed_example(tmp_path, "guestbook/migrations/0003_nothing.py", migration(""))
     wanted = ("-e", f"django_project={project}", "-e", "django_version=next")
-    with running(lab.load(user, rate=40, seconds=400, mix=MIX, slow_seconds=3)) as load:
+    with running(lab.load(user, rate=RATE, seconds=400, mix=MIX, slow_seconds=SLOW_SECONDS)) as load:
         there = lab.playbook(*wanted, playbook=DEPLOY)
         after = releases(lab)
         again = lab.playbook(*wanted, playbook=DEPLOY)
@@ -111,7 +113,7 @@ def test_deploy_and_rollback_lose_no_request(lab: Lab, user: str, tmp_path: Path
 def test_a_release_that_fails_on_the_second_node_is_taken_back(lab: Lab, user: str, tmp_path: Path) -> None:
     before = releases(lab)
     project = broken_release(tmp_path)
-    with running(lab.load(user, rate=40, seconds=300, mix=MIX, slow_seconds=3)) as load:
+    with running(lab.load(user, rate=RATE, seconds=300, mix=MIX, slow_seconds=SLOW_SECONDS)) as load:
         run = lab.playbook(
             "-e", f"django_project={project}", "-e", "django_version=broken", "-e", "django_start_timeout=15",
             playbook=DEPLOY,
@@ -157,7 +159,7 @@ def test_a_release_that_cannot_run_leaves_the_old_one_serving(
     before = releases(lab)
     project = changed_example(tmp_path, path, more)
     version = "bad-" + request.node.callspec.id.replace(" ", "-")
-    with running(lab.load(user, rate=30, seconds=300, mix=MIX, slow_seconds=3)) as load:
+    with running(lab.load(user, rate=RATE, seconds=300, mix=MIX, slow_seconds=SLOW_SECONDS)) as load:
         run = lab.playbook("-e", f"django_project={project}", "-e", f"django_version={version}", playbook=DEPLOY)
     assert run.returncode != 0
     assert reason in run.output[-4000:], run.output[-4000:]
@@ -182,7 +184,7 @@ def test_a_migration_that_gets_no_lock_leaves_the_old_release_serving(lab: Lab, 
         reader.stdin.write(report)
         reader.stdin.close()
         try:
-            with running(lab.load(user, rate=30, seconds=240, mix=MIX, slow_seconds=3)) as load:
+            with running(lab.load(user, rate=RATE, seconds=240, mix=MIX, slow_seconds=SLOW_SECONDS)) as load:
                 run = lab.playbook("-e", f"django_project={project}", "-e", "django_version=locked", playbook=DEPLOY)
         finally:
             lab.sql("db1", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
@@ -203,7 +205,7 @@ def test_a_migration_that_gets_no_lock_leaves_the_old_release_serving(lab: Lab, 
 )
 def test_a_killed_deploy_is_finished_by_the_next_run(lab: Lab, user: str, phase: str) -> None:
     version = f"killed{len(phase)}"
-    with running(lab.load(user, rate=40, seconds=300, mix=MIX, slow_seconds=3)) as load:
+    with running(lab.load(user, rate=RATE, seconds=300, mix=MIX, slow_seconds=SLOW_SECONDS)) as load:
         with lab.background("-e", f"django_version={version}", playbook=DEPLOY) as deploy:
             deploy.wait_for(phase, 2)  # the second node
             deploy.kill()
@@ -263,7 +265,7 @@ def test_a_failure_can_stop_the_deploy_where_it_is(lab: Lab, user: str, tmp_path
     before = releases(lab)
     project = broken_release(tmp_path)
     arguments = ["-e", f"django_project={project}", "-e", "django_version=half", "-e", "django_start_timeout=15"]
-    with running(lab.load(user, rate=30, seconds=400, mix=MIX, slow_seconds=3)) as load:
+    with running(lab.load(user, rate=RATE, seconds=400, mix=MIX, slow_seconds=SLOW_SECONDS)) as load:
         run = lab.playbook(*arguments, "-e", "deploy_on_failure=stop", playbook=DEPLOY)
         between = releases(lab)
         back = lab.playbook(playbook=ROLLBACK)
@@ -301,7 +303,9 @@ def test_a_balancer_that_is_down_stops_a_deploy_before_it_begins(lab: Lab, user:
     version = ("-e", "django_version=onelegged")
     lab.tool("stop", "lb2")
     try:
-        with running(lab.load(user, rate=20, seconds=400, mix=MIX, slow_seconds=3, address=lab.address("lb1"))) as load:
+        with running(
+            lab.load(user, rate=20, seconds=400, mix=MIX, slow_seconds=SLOW_SECONDS, address=lab.address("lb1"))
+        ) as load:
             unreachable = lab.playbook(*version, playbook=DEPLOY)
             left_out = lab.playbook(*version, "--limit", "all:!lb2", playbook=DEPLOY)
             untouched = releases(lab)
@@ -324,7 +328,9 @@ def test_a_balancer_that_is_down_stops_a_deploy_before_it_begins(lab: Lab, user:
 def test_what_dies_in_the_middle_of_a_deploy_is_finished_by_the_next(lab: Lab, user: str, what: str) -> None:
     """The load goes through lb1. Of a node that loses its power while it is drained nobody misses anything."""
     version = f"died-{what[0]}"
-    with running(lab.load(user, rate=30, seconds=500, mix=MIX, slow_seconds=3, address=lab.address("lb1"))) as load:
+    with running(
+        lab.load(user, rate=RATE, seconds=500, mix=MIX, slow_seconds=SLOW_SECONDS, address=lab.address("lb1"))
+    ) as load:
         with lab.background("-e", f"django_version={version}", playbook=DEPLOY) as deploy:
             deploy.wait_for("Run the staged release", 2)
             if what == "app2":
@@ -379,7 +385,7 @@ def test_site_yml_changes_secrets_without_a_failed_request_or_a_logout(
         vault["django_secret_key_fallbacks"] = [environment_of(lab, "app1")["CLUSTER_SECRET_KEY"]]
     (tmp_path / "vault.json").write_text(json.dumps(vault))
     setting = ("-e", f"@{tmp_path}/vault.json", "--tags", "postgresql,redis,django")
-    with running(lab.load(user, rate=30, seconds=400, mix=MIX, slow_seconds=3)) as load:
+    with running(lab.load(user, rate=RATE, seconds=400, mix=MIX, slow_seconds=SLOW_SECONDS)) as load:
         run = lab.playbook(*setting)
     again = lab.playbook(*setting)
     assert run.returncode == 0, run.output[-3000:]
@@ -514,7 +520,7 @@ def answering(lab: Lab) -> set[str]:
 
 def test_a_host_is_drained_and_put_back_without_a_failed_request(lab: Lab, user: str) -> None:
     host = ("-e", "drain_host=app3")
-    with running(lab.load(user, rate=30, seconds=200, mix=MIX, slow_seconds=3)) as load:
+    with running(lab.load(user, rate=RATE, seconds=200, mix=MIX, slow_seconds=SLOW_SECONDS)) as load:
         out = lab.playbook(*host, playbook="playbooks/drain.yml")
         without = answering(lab)
         twice = lab.playbook(*host, playbook="playbooks/drain.yml")
