@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Runs the stages of a set, two at a time, and sums up: run.py [--list] SET...
 
-The tests of the scenario `cluster` run last, because they measure times under load: beside them run only stages that
-start no daemon, one at a time and with what they leave of the processors. Its hosts are made and converged before that,
-beside the other scenarios.
+The tests of the scenario `cluster` run last and alone, because they measure times under load. Its hosts are made and
+converged before that, beside the other scenarios. In a set that has it, stages that start no daemon run beside all
+others from the beginning, one at a time and with what the others leave of the processors.
 
 Sets: lint, package, unit, component, molecule; fast (lint, unit, component), all (every one), full (all, with the tests
 marked `full` and every scenario on both Debian releases). `molecule:redis` is one scenario.
@@ -24,6 +24,7 @@ import sys
 import threading
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -44,14 +45,13 @@ FULL_ONLY = ("tls",)
 LONGEST = (
     "molecule:cluster",
     "molecule:prometheus",
-    "molecule:postgresql",
-    "molecule:redis",
     "component",
+    "molecule:postgresql",
     "molecule:cluster:made",
-    "molecule:single",
+    "molecule:redis",
     "molecule:haproxy",
+    "molecule:single",
     "molecule:django",
-    "unit",
     "molecule:nginx_static",
 )
 DOCS_LINT = ("lint-collection-docs", "--plugin-docs", "--validate-collection-refs", "self", ".")
@@ -83,7 +83,7 @@ class Stage:
         return self.name == "component" or self.name.startswith("molecule:")
 
     def in_the_background(self) -> Stage:
-        return replace(self, command=("nice", "-n", "19", *self.command))
+        return replace(self, command=("nice", "-n", "19", *self.command), minutes=4 * self.minutes)
 
 
 @dataclass
@@ -177,19 +177,24 @@ def molecule(full: bool, only: str | None = None) -> list[Stage]:
     return stages
 
 
+def apart(stages: list[Stage]) -> tuple[list[Stage], list[Stage]]:
+    """What takes its turn, and what runs in the background, so that the cluster's tests find the processors free."""
+    if not any(stage.name.startswith("molecule:cluster:") for stage in stages):
+        return stages, []
+    background = [stage.in_the_background() for stage in stages if not stage.has_daemons]
+    return [stage for stage in stages if stage.has_daemons], background
+
+
 def in_turns(stages: list[Stage]) -> list[list[Stage]]:
     """What may run side by side, turn after turn, in each the longest first, so that the two at a time end together.
 
     The two Debian releases of a scenario use the same lab, and a run of the cluster measures times under load.
     """
-    clusters = [stage.name for stage in stages if stage.name.startswith("molecule:cluster:")]
-    if clusters:
-        stages = [stage if stage.has_daemons else stage.in_the_background() for stage in stages]
 
     def turn(stage: Stage) -> int:
         name, _, release = stage.name.partition(":debian")
-        if name == "molecule:cluster" or (clusters and not stage.has_daemons):
-            return 2 + (release == "12" and len(clusters) > 1)
+        if name == "molecule:cluster":
+            return 2 + (release == "12" and name in twice)
         return int(name in twice and release == "12")
 
     def length(stage: Stage) -> int:
@@ -241,9 +246,17 @@ class Runner:
         self._stopped = False
 
     def run(self, stages: list[Stage], jobs: int) -> None:
+        with self.beside(stages, jobs):
+            pass
+
+    @contextlib.contextmanager
+    def beside(self, stages: list[Stage], jobs: int = 1) -> Iterator[None]:
+        """Stages that run during the block; its end waits for them."""
         with ThreadPoolExecutor(max_workers=jobs) as pool:
             try:
-                for future in [pool.submit(self._run, stage) for stage in stages]:
+                futures = [pool.submit(self._run, stage) for stage in stages]
+                yield
+                for future in futures:
                     future.result()
             except BaseException:
                 self.stop()
@@ -346,17 +359,19 @@ def main() -> int:
             stages += lint() if name == "lint" else package()
         else:
             parser.error(f"there is no set {name!r}; there are: {names}")
+    stages, background = apart(stages)
     turns = in_turns(stages)
     if arguments.list:
-        print("\n".join(stage.name for stage in chain.from_iterable(turns)))
+        print("\n".join(stage.name for stage in chain(background, *turns)))
         return 0
 
     LOGS.mkdir(parents=True, exist_ok=True)
     runner = Runner()
     started = time.monotonic()
     try:
-        for turn in turns:
-            runner.run(turn, JOBS)
+        with runner.beside(background):
+            for turn in turns:
+                runner.run(turn, JOBS)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

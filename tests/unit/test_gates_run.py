@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -76,20 +77,20 @@ def test_one_failure_does_not_hide_behind_another_stage(capsys: pytest.CaptureFi
 
 
 def names_in_turns(*arguments: str) -> list[list[str]]:
-    stages = [run.Stage(name, ()) for name in arguments]
+    stages, _background = run.apart([run.Stage(name, ()) for name in arguments])
     return [[stage.name for stage in turn] for turn in run.in_turns(stages)]
 
 
-def test_the_cluster_runs_last_and_with_no_other_daemons_and_no_lab_is_used_twice_at_a_time() -> None:
+def test_the_cluster_runs_last_and_alone_and_no_lab_is_used_twice_at_a_time() -> None:
     assert names_in_turns(
         "unit", "component", "molecule:cluster:debian13", "molecule:single:debian12", "molecule:redis:debian13"
     ) == [
-        ["molecule:redis:debian13", "component", "molecule:single:debian12"],
-        ["molecule:cluster:debian13", "unit"],
+        ["component", "molecule:redis:debian13", "molecule:single:debian12"],
+        ["molecule:cluster:debian13"],
     ]
     both = [f"molecule:{name}:debian{release}" for name in ("redis", "cluster") for release in (13, 12)]
     assert names_in_turns(*both) == [[name] for name in (both[0], both[1], both[2], both[3])]
-    assert names_in_turns("unit", *both)[2:] == [["molecule:cluster:debian13", "unit"], ["molecule:cluster:debian12"]]
+    assert names_in_turns("unit", *both)[2:] == [["molecule:cluster:debian13"], ["molecule:cluster:debian12"]]
 
 
 @pytest.fixture
@@ -131,12 +132,23 @@ def test_a_scenario_in_two_stages_leaves_no_hosts(
     assert (tmp_path / "done").read_text().splitlines() == [f"{step} -s cluster" for step in done]
 
 
-def test_what_runs_beside_the_cluster_takes_what_it_leaves() -> None:
-    stages = [run.Stage(name, ("true",)) for name in ("molecule:cluster:debian13", "component", "unit")]
-    commands = {stage.name: stage.command for turn in run.in_turns(stages) for stage in turn}
-    assert commands == {
-        "molecule:cluster:debian13": ("true",),
-        "component": ("true",),
-        "unit": ("nice", "-n", "19", "true"),
-    }
-    assert run.in_turns(stages[1:])[0][1].command == ("true",)
+def test_what_starts_no_daemon_runs_beside_the_others_with_what_they_leave() -> None:
+    stages = [run.Stage(name, ("true",), 10) for name in ("molecule:cluster:debian13", "component", "unit")]
+    turns, background = run.apart(stages)
+    assert turns == stages[:2]
+    # It takes its time there.
+    assert background == [run.Stage("unit", ("nice", "-n", "19", "true"), 40)]
+    # Without the cluster it takes its turn.
+    assert run.apart(stages[1:]) == (stages[1:], [])
+
+
+def test_the_background_is_waited_for_and_ended_with_the_others(tmp_path: Path) -> None:
+    runner = run.Runner()
+    with runner.beside([run.Stage("behind", ("sh", "-c", "sleep 0.3"))]):
+        runner.run([run.Stage("front", ("true",))], 1)
+    assert [result.stage.name for result in runner.results] == ["front", "behind"]
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), runner.beside([run.Stage("behind", ("sleep", "60"))]):
+        time.sleep(0.3)
+        raise KeyboardInterrupt
+    assert time.monotonic() - began < 10
