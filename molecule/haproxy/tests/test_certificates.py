@@ -99,6 +99,7 @@ def test_what_an_interrupted_run_or_an_operator_left_is_mended(tmp_path: Path) -
     assert worker() == before
 
 
+@pytest.mark.full
 def test_a_chain_that_is_longer_than_a_command_may_be_is_reloaded(tmp_path: Path) -> None:
     new = make(tmp_path, links=30)
     assert len(new["haproxy_tls_certificate"]) > 16384

@@ -112,6 +112,7 @@ def lose_the_primary(tier: Tier) -> tuple[str, str]:
     return old, new
 
 
+@pytest.mark.full  # in make test the cluster's failover ends like this
 def test_a_primary_that_was_killed_and_came_up_beside_the_new_one_is_rewound(tier: Tier) -> None:
     old, new = lose_the_primary(tier)
     # A reboot of its host: it does not know that it was replaced.
