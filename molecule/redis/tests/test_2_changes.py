@@ -251,6 +251,7 @@ def test_settings_and_users_change_without_a_restart(tier: Tier) -> None:
         assert "+config" not in str(tier.call(host, "ACL", "GETUSER", "django"))
     assert [started(tier, host) for host in HOSTS] == before, "nothing was restarted"
     assert tier.converge().returncode == 0
+    assert tier.converge().changed == {}
 
 
 @pytest.mark.full
